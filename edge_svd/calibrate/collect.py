@@ -1,0 +1,199 @@
+"""One window through the model and back: second moments at the input and output of every matrix.
+
+Weights are frozen, so the backward pass keeps no weight gradients; logits exist for a block of positions at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edge_svd.architectures import Architecture, Site
+from edge_svd.calibrate.cotangents import blocks, cotangent, passes
+from edge_svd.errors import Failure
+from edge_svd.kernels.symmetric import SymmetricAccumulator
+
+LOGIT_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How the output metric is estimated; see `cotangents`.
+
+    `weighted`: an input's second moment weights each token by the summed ‖g‖² of the matrices that read it, so that tokens
+    that the output does not react to (massive activations of a first position) no longer dominate.
+    """
+
+    kind: str = "sampled"
+    samples: int = 1
+    k: int = 8
+    weighted: bool = True
+
+
+class Moments:
+    """Accumulators of a run: `inputs` by input key, `outputs` by site, plus what the embedding and the head need."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self.inner = inner_sites(sites)
+        self.embedding = next(site for site in sites if site.type == "embedding")
+        self.head = next(site for site in sites if site.type == "lm_head")
+        self.inputs = {site.input: SymmetricAccumulator(site.shape[1]) for site in [*self.inner, self.head]}
+        self.outputs = {site.name: SymmetricAccumulator(site.shape[0]) for site in self.inner}
+        self.outputs[self.embedding.name] = SymmetricAccumulator(self.embedding.shape[1])
+        self.head_variance = torch.zeros(self.head.shape[0], dtype=torch.float64)
+        self.frequency = torch.zeros(self.embedding.shape[0], dtype=torch.float64)
+        self.tokens = 0
+
+
+def inner_sites(sites: Sequence[Site]) -> list[Site]:
+    """The matrices between embedding and head."""
+    return [site for site in sites if site.type not in ("embedding", "lm_head")]
+
+
+@contextmanager
+def watching(model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+    """Calls seen(site, x [tokens, n], g [tokens, m]) for every matrix, during the backward pass."""
+    handles = []
+
+    def watch(site: Site) -> Callable[..., None]:
+        def forward(_: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x = arguments[0].detach()
+            output.register_hook(lambda g: seen(site, x.flatten(0, -2), g.detach().flatten(0, -2)))
+
+        return forward
+
+    for site in sites:
+        handles.append(model.get_submodule(site.name).register_forward_hook(watch(site)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_hidden(model: Any, ids: torch.Tensor, embedding: str, on_gradient: Callable[[torch.Tensor], None]) -> torch.Tensor:
+    """Final hidden states [1, tokens, hidden] with a graph that starts at the embedding's output."""
+
+    def start(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        leaf = output.detach().requires_grad_(True)
+        leaf.register_hook(lambda g: on_gradient(g.detach().flatten(0, -2)))
+        return leaf
+
+    handle = model.get_submodule(embedding).register_forward_hook(start)
+    try:
+        with torch.enable_grad():
+            hidden = model.model(input_ids=ids[None], use_cache=False).last_hidden_state
+    finally:
+        handle.remove()
+    return hidden
+
+
+def logits_of(model: Any, hidden: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """fp32 logits [tokens, vocabulary] and d logits / d (head output), None where there is no softcap."""
+    raw = model.lm_head(hidden).float()
+    if not torch.isfinite(raw.sum()):
+        raise Failure("The logits (site lm_head) hold NaN or Inf on the calibration text.")
+    if not softcap:
+        return raw, None
+    bounded = torch.tanh(raw / softcap)
+    return bounded * softcap, 1 - bounded.square()
+
+
+def check_finite(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
+    """Failure naming the site if its activations or gradients are not finite."""
+    for what, value in (("activations", x), ("gradients", g)):
+        if not torch.isfinite(value.sum()):
+            raise Failure(f"The {what} at {site.name} hold NaN or Inf on the calibration text.")
+
+
+@contextmanager
+def checking_inputs(model: Any, sites: Sequence[Site]) -> Iterator[None]:
+    """Failure naming the first site, in forward order, whose input is not finite."""
+
+    def check(site: Site) -> Callable[..., None]:
+        def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+            if not torch.isfinite(arguments[0].sum()):
+                raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
+
+        return before
+
+    handles = [model.get_submodule(site.name).register_forward_pre_hook(check(site)) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def add_window(
+    model: Any, architecture: Architecture, moments: Moments, ids: torch.Tensor, estimator: Estimator, generator: torch.Generator
+) -> None:
+    """Accumulate one window of token ids [tokens]; Failure naming the site where something is not finite."""
+    readers: dict[str, int] = {}
+    for site in moments.inner:
+        readers[site.input] = readers.get(site.input, 0) + 1
+    count = passes(estimator.kind, estimator.samples, estimator.k)
+    scale = estimator.samples**-0.5 if estimator.kind == "sampled" else 1.0
+    waiting: dict[str, tuple[int, torch.Tensor]] = {}
+    index = 0
+
+    def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
+        check_finite(site, x, g)
+        g = g * scale
+        moments.outputs[site.name].add(g)
+        power = g.square().sum(1)
+        arrived, total = waiting.pop(site.input, (0, torch.zeros_like(power)))
+        if arrived + 1 < readers[site.input]:
+            waiting[site.input] = (arrived + 1, total + power)
+        elif estimator.weighted:
+            moments.inputs[site.input].add(x, weight=total + power)
+        elif index == 0:
+            moments.inputs[site.input].add(x)
+
+    embedding = moments.outputs[moments.embedding.name]
+    with watching(model, moments.inner, seen), checking_inputs(model, moments.inner):
+        hidden = last_hidden(model, ids, moments.embedding.name, lambda g: embedding.add(g * scale))
+        states = hidden.detach()[0]
+        for index in range(count):
+            pull = torch.empty_like(states)
+            for block in blocks(len(states), LOGIT_BLOCK):
+                with torch.no_grad():
+                    logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+                    probabilities = torch.softmax(logits, dim=-1)
+                    if index == 0:
+                        variance = probabilities * (1 - probabilities)
+                        moments.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
+                    seed = cotangent(probabilities, estimator.kind, index, estimator.k, generator)
+                    pull[block] = (seed if slope is None else seed * slope) @ model.lm_head.weight.float()
+            hidden.backward(pull[None], retain_graph=index + 1 < count)
+    moments.inputs[moments.head.input].add(states)
+    moments.frequency += torch.bincount(ids, minlength=len(moments.frequency))
+    moments.tokens += len(ids)
+
+
+def add_gradients(
+    model: Any, architecture: Architecture, sites: Sequence[Site], gradients: dict[str, torch.Tensor], ids: torch.Tensor
+) -> None:
+    """Accumulate ∂L/∂W [m, n] of every inner matrix, L the summed next-token cross-entropy of one window, in nats."""
+
+    def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
+        check_finite(site, x, g)
+        gradients[site.name].addmm_(g.float().T, x.float())
+
+    embedding = next(site.name for site in sites if site.type == "embedding")
+    with watching(model, inner_sites(sites), seen):
+        hidden = last_hidden(model, ids, embedding, lambda g: None)
+        states = hidden.detach()[0]
+        pull = torch.zeros_like(states)
+        for block in blocks(len(states) - 1, LOGIT_BLOCK):
+            with torch.no_grad():
+                logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+                seed = torch.softmax(logits, dim=-1)
+                targets = ids[block.start + 1 : block.stop + 1, None]
+                seed.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=seed.dtype))
+                pull[block] = (seed if slope is None else seed * slope) @ model.lm_head.weight.float()
+        hidden.backward(pull[None])

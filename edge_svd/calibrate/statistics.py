@@ -1,0 +1,109 @@
+"""What calibration hands to planning: second moments per input and output, and first-order gradients, on disk.
+
+A folder with `statistics.json` (what they were computed from) and two safetensors files: `moments.safetensors`
+
+    in.<input key>      float32 [n (n + 1) / 2]   E[‖g‖² x xᵀ] / E[‖g‖²] (or E[x xᵀ]), packed upper triangle
+    out.<site>          float32 [m (m + 1) / 2]   E[g gᵀ] per token, nats, the metric of the site's output
+    head.variance       float64 [vocabulary]      E[p (1 − p)] per token
+    token.frequency     float64 [vocabulary]      share of each token in the calibration text
+
+and `gradients.safetensors` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from edge_svd.architectures import Site
+from edge_svd.errors import InputError
+from edge_svd.files import canonical_json, read_json
+from edge_svd.kernels.symmetric import SymmetricAccumulator
+
+FORMAT = 1
+MANIFEST = "statistics.json"
+MOMENTS = "moments.safetensors"
+GRADIENTS = "gradients.safetensors"
+
+
+def cache_key(key: Mapping[str, Any]) -> str:
+    """Digest of everything that statistics depend on: model, tokenizer and source digests, window, count, seed, estimator."""
+    return hashlib.sha256(canonical_json(dict(key))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics on disk, read one matrix at a time; metrics are float64 torch tensors."""
+
+    path: Path
+    key: Mapping[str, Any]
+    tokens: int
+
+    @classmethod
+    def open(cls, path: Path | str) -> Statistics:
+        """Open a folder written by `calibrate`; InputError if it is missing, unfinished or of another version."""
+        path = Path(path)
+        manifest = read_json(path / MANIFEST, "statistics file")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise InputError(f"The statistics in {path} are of an unknown version; calibrate again with this edge-svd.")
+        key = manifest.get("key")
+        if not isinstance(key, dict) or type(manifest.get("tokens")) is not int or cache_key(key) != manifest.get("digest"):
+            raise InputError(f"The statistics in {path} do not match their own digest; calibrate again.")
+        return cls(path, key, manifest["tokens"])
+
+    def require_model(self, digest: str, tokenizer_digest: str) -> None:
+        """InputError unless these statistics belong to the model with these digests."""
+        if self.key.get("model") != digest or self.key.get("tokenizer") != tokenizer_digest:
+            raise InputError(f"The statistics in {self.path} were made from another model or tokenizer; calibrate this one.")
+
+    def _tensor(self, file: str, name: str) -> torch.Tensor:
+        try:
+            with safe_open(self.path / file, "pt") as handle:
+                return handle.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"The statistics in {self.path} lack {name} ({error}); calibrate again.") from None
+
+    def _symmetric(self, name: str, n: int) -> torch.Tensor:
+        packed = self._tensor(MOMENTS, name).numpy()
+        return SymmetricAccumulator.from_packed(packed, n, 1.0).full(torch.float64)
+
+    def c_in(self, site: Site) -> torch.Tensor:
+        """[n, n] float64."""
+        return self._symmetric(f"in.{site.input}", site.shape[1])
+
+    def c_out(self, site: Site) -> torch.Tensor:
+        """[m, m] float64; for the embedding, the metric of its output [hidden, hidden]."""
+        return self._symmetric(f"out.{site.name}", site.shape[1] if site.type == "embedding" else site.shape[0])
+
+    def gradient(self, site: Site) -> torch.Tensor:
+        """[m, n] float64, nats per token."""
+        return self._tensor(GRADIENTS, site.name).double()
+
+    def head_metric(self, n: int) -> torch.Tensor:
+        """[n, n] float64: the plain second moment of the head's input."""
+        return self._symmetric("in.head", n)
+
+    def head_variance(self) -> torch.Tensor:
+        """[vocabulary] float64."""
+        return self._tensor(MOMENTS, "head.variance")
+
+    def token_frequency(self) -> torch.Tensor:
+        """[vocabulary] float64, sums to one."""
+        return self._tensor(MOMENTS, "token.frequency")
+
+
+def manifest_bytes(key: Mapping[str, Any], tokens: int) -> bytes:
+    """The content of `statistics.json`."""
+    return canonical_json({"format": FORMAT, "key": dict(key), "digest": cache_key(key), "tokens": tokens}, indent=1)
+
+
+def packed(accumulator: SymmetricAccumulator, divisor: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Upper triangle over `divisor`; a site that no token reached keeps zeros."""
+    return accumulator.to_numpy_packed() / np.float32(divisor if divisor > 0 else 1.0)

@@ -1,0 +1,134 @@
+"""Carry out a plan: round or factor every matrix as the plan says and write the checkpoint, one layer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_svd.architectures import Site
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.checkpoint import MANIFEST, NUMPY_DTYPES, WEIGHTS, Checkpoint, finish_checkpoint, has_weights, save_weights
+from edge_svd.errors import InputError
+from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
+from edge_svd.formats import SiteFormat, padded, tensors
+from edge_svd.models import OpenedModel
+from edge_svd.planner.components import component_table
+from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.plan import Plan
+from edge_svd.planner.survey import context_of
+from edge_svd.quantize.components import round_components
+from edge_svd.quantize.rows import round_rows
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+PARTIAL_KEY = "key.json"
+
+
+def compress(
+    opened: OpenedModel,
+    plan: Plan,
+    statistics: Statistics,
+    out: Path,
+    *,
+    force: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Checkpoint:
+    """Write the checkpoint `out`; continue `out`.partial if an earlier run with the same plan was interrupted.
+
+    Raises:
+        InputError: the plan does not fit the model or the statistics, or `out` exists (replaced only with `force`, and only
+            if it is a checkpoint).
+        Failure: NaN or Inf in a weight, disk full.
+    """
+    plan.check(opened.sites)
+    statistics.require_model(opened.digest, opened.tokenizer_digest)
+    if out.exists() and not ((out / MANIFEST).exists() and force):
+        what = "exists; pass --force to replace it" if (out / MANIFEST).exists() else "exists and is not a checkpoint of ours"
+        raise InputError(f"The output folder {out} {what}.")
+    partial = out.with_name(out.name + ".partial")
+    key = canonical_json({"plan": hashlib.sha256(plan.to_bytes()).hexdigest(), "model": opened.digest})
+    _start(partial, key)
+    groups: dict[str, list[Site]] = {}
+    for site in opened.sites:
+        if not site.tied_to:
+            groups.setdefault(f"layer-{site.layer:04d}" if site.layer >= 0 else "vocabulary", []).append(site)
+    done = 0
+    for stem, sites in groups.items():
+        if not has_weights(partial, stem):
+            arrays: Arrays = {}
+            for site in sites:
+                progress(done, len(plan.sites))
+                arrays |= site_arrays(opened, site, plan, statistics)
+                done += 1
+            save_weights(partial, stem, arrays)
+        else:
+            done += len(sites)
+    save_weights(partial, "rest", opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()})
+    progress(len(plan.sites), len(plan.sites))
+    source = {"model": opened.name, "digest": opened.digest}
+    finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions())
+    (partial / PARTIAL_KEY).unlink(missing_ok=True)
+    replace_folder(partial, out)
+    return Checkpoint.open(out)
+
+
+def _start(partial: Path, key: bytes) -> None:
+    """Keep an interrupted run's files only if they belong to the same plan and model."""
+    with writing(partial):
+        if not (partial / PARTIAL_KEY).exists() or (partial / PARTIAL_KEY).read_bytes() != key:
+            for file in (partial / WEIGHTS).glob("*") if partial.is_dir() else ():
+                file.unlink()
+            atomic_write(partial / PARTIAL_KEY, key)
+
+
+def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
+    """The stored tensors of one matrix, by full name."""
+    module = opened.model.get_submodule(site.name)
+    weight = module.weight.detach().float()
+    fmt = plan.sites[site.name].format
+    with torch.no_grad():
+        if fmt.kind == "low-rank":
+            context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
+            parts = _low_rank(context, fmt)
+        else:
+            bits = 8 if fmt.kind == "int8" else 16
+            q, scale = round_rows(_pad(weight), bits)
+            parts = {f"q{bits}": q, f"s{bits}": scale}
+    arrays = {f"{site.name}.{suffix}": _numpy(tensor) for suffix, tensor in parts.items()}
+    for suffix, (dtype, shape) in tensors(site.shape, fmt).items():
+        made = arrays[f"{site.name}.{suffix}"]
+        if made.shape != shape or made.dtype != NUMPY_DTYPES[dtype]:
+            raise InputError(f"The plan asks for {suffix} of {site.name} as {dtype} {shape}, which this matrix cannot give.")
+    if site.bias:
+        arrays[f"{site.name}.bias"] = module.bias.detach().float().numpy()
+    return arrays
+
+
+def _low_rank(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    """The kept components; those whose rounding to int8 would cost most are the 16-bit ones."""
+    table = component_table(context)
+    rank = fmt.k8 + fmt.k16
+    wide = torch.zeros(rank, dtype=torch.bool)
+    wide[torch.argsort(table.gain[:rank], descending=True, stable=True)[: fmt.k16]] = True
+    parts: dict[str, torch.Tensor] = {}
+    for bits, chosen in ((8, table.order[:rank][~wide]), (16, table.order[:rank][wide])):
+        if len(chosen):
+            b, a, scale = round_components(context.factorization.b[:, chosen], _pad(context.factorization.a[chosen]), bits)
+            parts |= {f"b{bits}": b, f"a{bits}": a, f"s{bits}": scale}
+    return parts
+
+
+def _pad(matrix: torch.Tensor) -> torch.Tensor:
+    """Zero columns up to the storage alignment."""
+    return torch.nn.functional.pad(matrix, (0, padded(matrix.shape[1]) - matrix.shape[1]))
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(NUMPY_DTYPES["bfloat16"])
+    return tensor.contiguous().numpy()
+

@@ -1,0 +1,103 @@
+"""A weight matrix as a sum of rank components, and the arithmetic every decomposition shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from edge_svd.errors import Failure, InputError
+
+Matrix: TypeAlias = torch.Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Factorization:
+    """W = b @ a with r = min(m, n) components in falling order of energy, so that every truncation is a prefix.
+
+    b: [m, r], a: [r, n], float64. energy: [r] float64, σ_i² in the method's own (damped) metric: keeping k components
+    loses exactly energy[k:].sum(). Where a metric has directions of zero weight the product equals W only as far as
+    the metric can see, and the last components are zero.
+    """
+
+    b: torch.Tensor
+    a: torch.Tensor
+    energy: torch.Tensor
+
+    def truncated(self, rank: int) -> torch.Tensor:
+        """The matrix [m, n] that the first `rank` components make."""
+        return self.b[:, :rank] @ self.a[:rank]
+
+
+def as_matrix(value: Matrix, name: str) -> torch.Tensor:
+    """float64 on the CPU. Raises Failure (named) on NaN or infinity, InputError where it is not a non-empty matrix."""
+    matrix = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise InputError(f"The argument {name} must be a matrix with at least one element, not {list(matrix.shape)}.")
+    if not bool(torch.isfinite(matrix).all()):
+        raise Failure(f"The argument {name} of the decomposition holds NaN or infinite values.")
+    return matrix
+
+
+def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues (rising) and orthonormal eigenvectors of a symmetric float64 matrix; Failure if LAPACK gives none."""
+    try:
+        values, vectors = torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        try:  # a different LAPACK routine; a symmetric matrix's left singular vectors are its eigenvectors
+            vectors = torch.linalg.svd(matrix)[0].flip(1)
+            values = ((matrix @ vectors) * vectors).sum(0)
+        except torch.linalg.LinAlgError as error:
+            raise Failure(f"LAPACK found no eigenvectors of a {matrix.shape[0]}-wide symmetric matrix.") from error
+    if not bool(torch.isfinite(values).all() and torch.isfinite(vectors).all()):
+        raise Failure(f"LAPACK returned eigenvectors that are not finite for a {matrix.shape[0]}-wide matrix.")
+    return values, vectors
+
+
+def split(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """M [m, n] → u [m, r], v [r, n], energy [r] falling, r = min(m, n), M = u @ v.
+
+    The basis of the smaller side comes from the Gram matrix (symmetric eigenvectors are orthonormal to machine
+    precision however small the singular values are), and the other side by projection. So M = u @ v and
+    ‖M - u[:, :k] v[:k]‖² = energy[k:].sum() hold to rounding, with no division by small σ and no failing gesdd.
+    """
+    m, n = matrix.shape
+    rank = min(m, n)
+    scale = float(matrix.abs().max())
+    if scale == 0.0:
+        return (
+            torch.zeros(m, rank, dtype=matrix.dtype),
+            torch.zeros(rank, n, dtype=matrix.dtype),
+            matrix.new_zeros(rank),
+        )
+    unit = matrix / scale  # squares of tiny or huge entries would leave the range of float64
+    left = m <= n
+    basis = eigh(unit @ unit.T if left else unit.T @ unit)[1]
+    other = basis.T @ unit if left else unit @ basis
+    energy = other.square().sum(1 if left else 0)
+    order = torch.argsort(energy, descending=True, stable=True)
+    energy = energy[order] * scale * scale
+    if left:
+        return basis[:, order], other[order] * scale, energy
+    return other[:, order] * scale, basis.T[order], energy
+
+
+def balanced(b: torch.Tensor, a: torch.Tensor, energy: torch.Tensor, rank: int) -> Factorization:
+    """Scales every component so that ‖b_r‖∞ = ‖a_r‖∞, with zero components up to `rank`.
+
+    Rounding to int8 with one scale a component does not care how a scale is shared between b and a; 16-bit floats and
+    a person reading the numbers do.
+    """
+    left, right = b.abs().amax(0), a.abs().amax(1)
+    live = (left > 0) & (right > 0)
+    factor = torch.where(live, (right / torch.where(live, left, 1.0)).sqrt(), 0.0)
+    inverse = torch.where(live, 1.0 / torch.where(live, factor, 1.0), 0.0)
+    missing = rank - b.shape[1]
+    pad = torch.nn.functional.pad
+    return Factorization(
+        b=pad(b * factor, (0, missing)),
+        a=pad(a * inverse[:, None], (0, 0, 0, missing)),
+        energy=pad(energy, (0, missing)),
+    )

@@ -1,0 +1,36 @@
+"""The decomposition behind every whitened method: SVD of F_outᵀ W F_in, both sides undone."""
+
+from __future__ import annotations
+
+from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix, balanced, split
+from edge_svd.decompose.whitening import Whitening
+from edge_svd.errors import InputError
+
+
+def two_sided(w: Matrix, into: Whitening | None, out: Whitening | None) -> Factorization:
+    """Minimises tr(C_out E C_in Eᵀ), E = W - b a, at every rank at once; None stands for an identity metric.
+
+    With C = F Fᵀ on both sides that is ‖F_outᵀ E F_in‖_F², so Eckart-Young on M = F_outᵀ W F_in gives every optimum.
+    """
+    matrix = as_matrix(w, "w")
+    for whitening, width, name in ((into, matrix.shape[1], "c_in"), (out, matrix.shape[0], "c_out")):
+        if whitening is not None and whitening.width != width:
+            raise InputError(
+                f"The metric {name} is {whitening.width} wide and does not fit a {list(matrix.shape)} matrix."
+            )
+    rank = min(matrix.shape)
+    m = matrix if into is None else matrix @ into.factor
+    m = m if out is None else out.factor.T @ m
+    if 0 in m.shape:  # a metric of zeros, undamped: nothing matters and nothing is kept
+        zero = matrix.new_zeros
+        return Factorization(zero(matrix.shape[0], rank), zero(rank, matrix.shape[1]), zero(rank))
+    u, v, energy = split(m)
+    b = u if out is None else out.undo(u.T).T
+    a = v if into is None else into.undo(v)
+    return balanced(b.contiguous(), a, energy, rank)
+
+
+def required(metric: object, name: str, method: str) -> None:
+    """Raises InputError where a method was not given a metric that it needs."""
+    if metric is None:
+        raise InputError(f"The method {method} needs {name}, and none was given.")

@@ -1,0 +1,89 @@
+"""Load a compressed checkpoint back as a transformers model that computes in fp32 with the rounded numbers that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_svd.architectures import Site, norms_of
+from edge_svd.checkpoint import Checkpoint
+from edge_svd.factored import FactoredLinear
+
+
+def load(path: Path | str) -> Any:
+    """The model of a checkpoint folder, fp32, eval mode, without gradients; factored matrices are `FactoredLinear`.
+
+    Raises:
+        InputError: the folder is not a checkpoint, or a tensor is missing.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    checkpoint = Checkpoint.open(path)
+    config = AutoConfig.from_pretrained(checkpoint.path / "companions", local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    attention = "eager" if checkpoint.architecture.attention_softcap else "sdpa"
+    model.set_attn_implementation(attention)
+    for site in checkpoint.sites:
+        if not site.tied_to:
+            _place(model, checkpoint, site)
+    if checkpoint.architecture.tied_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    offset = np.float32(1.0 if checkpoint.architecture.family.startswith("gemma") else 0.0)
+    for name in norms_of(checkpoint.architecture):
+        _set(model, name, torch.from_numpy(checkpoint.tensor(name) - offset))
+    return _with_buffers(model, config, checkpoint)
+
+
+def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
+    """(W [m, n],) or (B [m, k], A [k, n]) in fp32, without padding; scales are folded into A."""
+    fmt, n = checkpoint.formats[site.name], site.shape[1]
+
+    def read(suffix: str) -> torch.Tensor:
+        return torch.from_numpy(checkpoint.tensor(f"{site.name}.{suffix}").astype(np.float32))
+
+    if fmt.kind != "low-rank":
+        bits = 8 if fmt.kind == "int8" else 16
+        return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)
+    kinds = [bits for bits, rank in ((8, fmt.k8), (16, fmt.k16)) if rank]
+    b = torch.cat([read(f"b{bits}") for bits in kinds], dim=1)
+    a = torch.cat([read(f"a{bits}") * read(f"s{bits}")[:, None] for bits in kinds])
+    return b, a[:, :n].contiguous()
+
+
+def _place(model: Any, checkpoint: Checkpoint, site: Site) -> None:
+    parts = dense_parts(checkpoint, site)
+    bias = torch.from_numpy(checkpoint.tensor(f"{site.name}.bias")) if site.bias else None
+    if len(parts) == 2:
+        parent, _, leaf = site.name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, FactoredLinear(*parts, bias))
+        return
+    _set(model, f"{site.name}.weight", parts[0])
+    if bias is not None:
+        _set(model, f"{site.name}.bias", bias)
+
+
+def _set(model: Any, name: str, tensor: torch.Tensor) -> None:
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor.float(), requires_grad=False))
+
+
+def _with_buffers(model: Any, config: Any, checkpoint: Checkpoint) -> Any:
+    """Buffers (rotary frequencies, embedding scales) are not parameters; rebuild the few modules that hold them."""
+    for name, module in list(model.named_modules()):
+        for key, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                parent, _, leaf = name.rpartition(".")
+                if leaf.startswith("rotary_emb"):
+                    table = "local" if leaf.endswith("local") or key.startswith("sliding") else "global"
+                    frequencies = torch.from_numpy(checkpoint.tensor(f"rotary.{table}.inv_freq"))
+                    module.register_buffer(key, frequencies.clone(), persistent=False)
+                elif key == "embed_scale":
+                    module.register_buffer(key, torch.tensor(checkpoint.architecture.embedding_multiplier), persistent=False)
+    for module in model.modules():
+        if hasattr(module, "original_inv_freq"):
+            module.original_inv_freq = module.inv_freq
+    return model.eval()

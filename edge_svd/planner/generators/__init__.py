@@ -1,0 +1,8 @@
+"""Candidate generators by name; importing this package registers all of them."""
+
+from __future__ import annotations
+
+from edge_svd.planner.generators import dense, low_rank
+from edge_svd.planner.generators.context import GENERATORS, SiteContext
+
+__all__ = ["GENERATORS", "SiteContext", "dense", "low_rank"]

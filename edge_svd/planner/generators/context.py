@@ -1,0 +1,62 @@
+"""What a candidate generator may look at, and the registry of generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from edge_svd.allocate import Strategy
+from edge_svd.architectures import Site
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.decompose import Factorization, decompose
+from edge_svd.planner.candidate import Candidate
+from edge_svd.registry import Registry
+
+
+@dataclass(frozen=True)
+class SiteContext:
+    """One matrix with its statistics; everything is computed on first use, in float64.
+
+    Attributes:
+        site: which matrix.
+        weight: W [m, n] fp32; for tied embeddings the shared matrix [vocabulary, hidden].
+        statistics: of the model that the matrix belongs to.
+        method: the decomposition, by its registered name.
+        strategy: the allocation strategy that scores components.
+        roles: for an embedding, which of "lookup" and "head" its matrix serves; empty for other sites.
+        lookup_scale: what the model multiplies a looked-up row with before it enters the residual stream's metric.
+    """
+
+    site: Site
+    weight: torch.Tensor
+    statistics: Statistics
+    method: str
+    strategy: Strategy
+    roles: tuple[str, ...] = ()
+    lookup_scale: float = 1.0
+
+    @cached_property
+    def w(self) -> torch.Tensor:
+        return self.weight.double()
+
+    @cached_property
+    def c_in(self) -> torch.Tensor:
+        return self.statistics.c_in(self.site)
+
+    @cached_property
+    def c_out(self) -> torch.Tensor:
+        return self.statistics.c_out(self.site)
+
+    @cached_property
+    def gradient(self) -> torch.Tensor:
+        return self.statistics.gradient(self.site)
+
+    @cached_property
+    def factorization(self) -> Factorization:
+        return decompose(self.method)(self.w, self.c_in, self.c_out)
+
+
+GENERATORS: Registry[Callable[[SiteContext], list[Candidate]]] = Registry("candidate kind")

@@ -1,0 +1,130 @@
+"""A plan for a size budget: solve, count the exact bytes of the bundle that would follow, correct the budget, solve again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from edge_svd.allocate import allocation
+from edge_svd.errors import BudgetError
+from edge_svd.files import format_size
+from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.plan import Choice, Plan
+from edge_svd.planner.same_ratio import solve_same_ratio
+from edge_svd.planner.solver import Solution, solve
+from edge_svd.planner.survey import Survey
+
+ROUNDS = 12
+
+SizeOf = Callable[[Plan], Mapping[str, int]]
+"""Exact bytes of every file of the bundle that a plan leads to."""
+
+
+def make_plan(
+    survey: Survey, source: Mapping[str, str], *, target_bytes: int, context: int, seed: int, size_of: SizeOf
+) -> Plan:
+    """The best plan whose bundle is at most `target_bytes`.
+
+    What the weights may take is the target less everything else in the folder (graphs, tokenizer, manifest), which depends
+    a little on the plan itself; a few rounds settle it.
+
+    Raises:
+        BudgetError: no plan is small enough; names the smallest reachable size and what dominates it.
+    """
+    names = [site.name for site in survey.sites]
+    candidates = [survey.candidates[name] for name in names]
+    costs = [[c.bytes for c in found] for found in candidates]
+
+    def plan_of(solution: Solution) -> Plan:
+        picked = [found[i] for found, i in zip(candidates, solution.choice, strict=True)]
+        draft = _plan(survey, source, names, picked, solution, target_bytes, context, seed)
+        return _sized(draft, size_of)
+
+    least = [min(range(len(c)), key=lambda i: (c[i], i)) for c in costs]
+    smallest = plan_of(_fixed(costs, candidates, least))
+    if smallest.file_bytes > target_bytes:
+        raise _unreachable(smallest, target_bytes, size_of)
+    best: Plan | None = None
+    weights = target_bytes - (smallest.file_bytes - sum(choice.bytes for choice in smallest.sites.values()))
+    seen: set[int] = set()
+    for _ in range(ROUNDS):
+        if weights in seen:
+            break
+        seen.add(weights)
+        solution = _solve(survey, candidates, costs, weights)
+        plan = smallest if solution is None else plan_of(solution)
+        if plan.file_bytes <= target_bytes and (best is None or _price(plan, survey) < _price(best, survey)):
+            best = plan
+        # What this plan's bundle holds besides weights is the best guess for the next plan's.
+        weights = target_bytes - (plan.file_bytes - sum(choice.bytes for choice in plan.sites.values()))
+        if plan.file_bytes > target_bytes and weights in seen:
+            weights -= plan.file_bytes - target_bytes
+    return best if best is not None else smallest
+
+
+def _solve(survey: Survey, candidates: list[tuple[Candidate, ...]], costs: list[list[int]], budget: int) -> Solution | None:
+    if allocation(survey.allocation).same_ratio:
+        return solve_same_ratio(survey.sites, candidates, budget)
+    return solve(costs, [[c.score for c in found] for found in candidates], budget)
+
+
+def _fixed(costs: list[list[int]], candidates: list[tuple[Candidate, ...]], choice: list[int]) -> Solution:
+    score = sum(found[i].score for found, i in zip(candidates, choice, strict=True))
+    return Solution(tuple(choice), sum(c[i] for c, i in zip(costs, choice, strict=True)), score, score)
+
+
+def _price(plan: Plan, survey: Survey) -> float:
+    return sum(
+        next(c.score for c in survey.candidates[name] if c.format == choice.format) for name, choice in plan.sites.items()
+    )
+
+
+def _plan(
+    survey: Survey,
+    source: Mapping[str, str],
+    names: list[str],
+    picked: list[Candidate],
+    solution: Solution,
+    target_bytes: int,
+    context: int,
+    seed: int,
+) -> Plan:
+    return Plan(
+        source=source,
+        method=survey.method,
+        allocation=survey.allocation,
+        candidates=survey.kinds,
+        seed=seed,
+        context=context,
+        target_bytes=target_bytes,
+        file_bytes=target_bytes,
+        kl=sum(c.loss for c in picked),
+        bound=solution.bound,
+        gap=solution.gap,
+        sites={name: Choice(c.format, c.bytes, c.loss) for name, c in zip(names, picked, strict=True)},
+    )
+
+
+def _sized(plan: Plan, size_of: SizeOf) -> Plan:
+    """The plan with its exact file_bytes; the number itself lies in the manifest, so its digits are settled by repetition."""
+    for _ in range(4):
+        total = sum(size_of(plan).values())
+        if total == plan.file_bytes:
+            break
+        plan = Plan(**{**plan.__dict__, "file_bytes": total})
+    return plan
+
+
+def _unreachable(smallest: Plan, target_bytes: int, size_of: SizeOf) -> BudgetError:
+    parts: dict[str, int] = {}
+    for name, choice in smallest.sites.items():
+        kind = name.rsplit(".", 1)[-1]
+        parts[kind] = parts.get(kind, 0) + choice.bytes
+    others = {name: size for name, size in size_of(smallest).items() if name != "model.onnx.data"}
+    parts |= {f"the file {name}": size for name, size in others.items()}
+    dominant = max(parts, key=lambda part: parts[part])
+    return BudgetError(
+        f"A bundle of {format_size(target_bytes)} cannot be reached: the smallest possible is {smallest.file_bytes} bytes "
+        f"({format_size(smallest.file_bytes)}), of which {dominant} takes {format_size(parts[dominant])}; allow at least that.",
+        smallest=smallest.file_bytes,
+        dominant=dominant,
+    )

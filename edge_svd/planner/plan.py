@@ -1,0 +1,144 @@
+"""The plan: a small JSON file that says how every matrix is stored, what that costs and what it is predicted to lose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_svd.architectures import Site
+from edge_svd.errors import InputError
+from edge_svd.files import canonical_json, read_json
+from edge_svd.formats import SiteFormat, weight_bytes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The format of one matrix, its bytes on disk and its predicted loss in nats per token."""
+
+    format: SiteFormat
+    bytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete plan.
+
+    Attributes:
+        source: name and digest of the model, digest of the statistics.
+        method, allocation, candidates, seed: what made it.
+        context: KV-cache positions of the bundle.
+        target_bytes: the budget; file_bytes: exact size of the bundle that follows from it.
+        kl: predicted KL(dense ‖ compressed), nats per token; bound: lower bound of the solver's objective; gap: relative.
+        sites: a choice for every matrix of its own, in forward order.
+    """
+
+    source: Mapping[str, str]
+    method: str
+    allocation: str
+    candidates: tuple[str, ...]
+    seed: int
+    context: int
+    target_bytes: int
+    file_bytes: int
+    kl: float
+    bound: float
+    gap: float
+    sites: Mapping[str, Choice]
+
+    @property
+    def formats(self) -> dict[str, SiteFormat]:
+        return {name: choice.format for name, choice in self.sites.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        sites = {
+            name: choice.format.to_json() | {"bytes": choice.bytes, "loss": _short(choice.loss)}
+            for name, choice in self.sites.items()
+        }
+        return {
+            "format": FORMAT,
+            "source": dict(self.source),
+            "method": self.method,
+            "allocation": self.allocation,
+            "candidates": list(self.candidates),
+            "seed": self.seed,
+            "context": self.context,
+            "target_bytes": self.target_bytes,
+            "predicted": {"file_bytes": self.file_bytes, "kl": _short(self.kl)},
+            "solver": {"bound": _short(self.bound), "gap": _short(self.gap)},
+            "sites": sites,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, where: str) -> Plan:
+        """Strict reader; InputError naming the first thing that is wrong."""
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise InputError(f"{where} is not a plan of version {FORMAT}.")
+        try:
+            sites = {name: _choice(name, entry, where) for name, entry in value["sites"].items()}
+            plan = cls(
+                source={str(key): str(entry) for key, entry in value["source"].items()},
+                method=_typed(value["method"], str),
+                allocation=_typed(value["allocation"], str),
+                candidates=tuple(_typed(name, str) for name in value["candidates"]),
+                seed=_typed(value["seed"], int),
+                context=_typed(value["context"], int),
+                target_bytes=_typed(value["target_bytes"], int),
+                file_bytes=_typed(value["predicted"]["file_bytes"], int),
+                kl=_number(value["predicted"]["kl"]),
+                bound=_number(value["solver"]["bound"]),
+                gap=_number(value["solver"]["gap"]),
+                sites=sites,
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(f"{where} lacks or misstates a field ({type(error).__name__}: {error}).") from None
+        return plan
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        return cls.from_json(read_json(path, "plan"), f"The plan {path}")
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(self.to_json(), indent=1)
+
+    def check(self, sites: tuple[Site, ...]) -> None:
+        """InputError unless the plan names exactly the model's matrices, with the byte counts that their formats have."""
+        own = {site.name: site for site in sites if not site.tied_to}
+        if set(own) != set(self.sites):
+            odd = sorted(set(own) ^ set(self.sites))[0]
+            raise InputError(f"The plan and the model disagree about the matrix {odd}; plan this model again.")
+        for name, choice in self.sites.items():
+            expected = weight_bytes(own[name].shape, choice.format)
+            if choice.bytes != expected:
+                raise InputError(f"The plan says {choice.bytes} bytes for {name}, but its format takes {expected}; correct the plan.")
+            if choice.format.kind == "low-rank" and choice.format.k8 + choice.format.k16 > min(own[name].shape):
+                raise InputError(f"The plan asks for a higher rank of {name} than its shape {own[name].shape} has.")
+
+
+def _choice(name: str, entry: Any, where: str) -> Choice:
+    if not isinstance(entry, dict) or set(entry) - {"kind", "k8", "k16", "bytes", "loss"}:
+        raise InputError(f"{where} has a malformed entry for {name}.")
+    fmt = SiteFormat.from_json({key: entry[key] for key in ("kind", "k8", "k16") if key in entry})
+    return Choice(fmt, _typed(entry["bytes"], int), _number(entry["loss"]))
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise TypeError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _short(value: float) -> float:
+    """Six significant digits: enough for every comparison, and short in the manifest."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,125 @@
+"""Candidates of every matrix of a model: the price list that any number of plans are solved from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_svd.allocate import allocation
+from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.calibrate.statistics import Statistics, cache_key
+from edge_svd.errors import InputError
+from edge_svd.files import atomic_write, canonical_json, read_json
+from edge_svd.formats import SiteFormat
+from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.generators import GENERATORS, SiteContext
+
+ALIASES = {"fp16": "int16"}
+DEFAULT_CANDIDATES = ("int8", "int16", "low-rank")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Price list: site name → candidates. `key` says what it was computed from."""
+
+    sites: tuple[Site, ...]
+    candidates: Mapping[str, tuple[Candidate, ...]]
+    method: str
+    allocation: str
+    kinds: tuple[str, ...]
+
+
+def candidate_kinds(text: str | None) -> tuple[str, ...]:
+    """Parse `--candidates low-rank,int8,fp16`; InputError listing the known kinds otherwise."""
+    if text is None:
+        return DEFAULT_CANDIDATES
+    kinds = tuple(dict.fromkeys(ALIASES.get(name.strip(), name.strip()) for name in text.split(",")))
+    for kind in kinds:
+        if kind not in GENERATORS:
+            known = ", ".join([*GENERATORS.names, *(f"{alias} (= {name})" for alias, name in ALIASES.items())])
+            raise InputError(f"Unknown candidate kind {kind!r}; known: {known}.")
+    return kinds
+
+
+def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
+    """What a vocabulary-sized matrix is used for; empty for every other matrix."""
+    if site.type == "embedding":
+        return ("lookup", "head") if architecture.tied_embeddings else ("lookup",)
+    return ("head",) if site.type == "lm_head" else ()
+
+
+def context_of(
+    site: Site, weight: torch.Tensor, architecture: Architecture, statistics: Statistics, method: str, strategy_name: str
+) -> SiteContext:
+    """The generator's view of one matrix of a model."""
+    # Gemma 3 multiplies inside its embedding module, so the metric was taken behind the multiplier; Gemma 2 in front of it.
+    scale = architecture.embedding_multiplier if architecture.family == "gemma3_text" else 1.0
+    roles = embedding_roles(site, architecture)
+    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles, scale)
+
+
+def survey(
+    model: Any,
+    architecture: Architecture,
+    statistics: Statistics,
+    *,
+    method: str,
+    allocation_name: str,
+    kinds: Sequence[str],
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Survey:
+    """Price every candidate of every matrix; a vocabulary-sized matrix always has its dense candidates.
+
+    With `cache`, the prices are kept beside the statistics, so that the next budget is planned in a moment.
+    """
+    allocation(allocation_name)
+    sites = tuple(site for site in sites_of(architecture) if not site.tied_to)
+    identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": allocation_name}
+    file = cache / f"prices-{cache_key(identity)[:16]}.json" if cache is not None else None
+    if file is not None and file.exists():
+        prices = _from_json(read_json(file, "price list"))
+    else:
+        prices = {}
+        for index, site in enumerate(sites):
+            progress(index, len(sites))
+            weight = model.get_submodule(site.name).weight.detach().float()
+            context = context_of(site, weight, architecture, statistics, method, allocation_name)
+            with torch.no_grad():
+                prices[site.name] = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
+        progress(len(sites), len(sites))
+        if file is not None:
+            atomic_write(file, _to_json(prices))
+    tables = {site.name for site in sites if embedding_roles(site, architecture)}
+    chosen = {name: tuple(c for c in found if c.format.kind in kinds) for name, found in prices.items()}
+    for name in tables:
+        if not chosen[name]:
+            # Candidates limited to low rank leave no choice for the vocabulary tables, which are never factored: int8.
+            chosen[name] = tuple(c for c in prices[name] if c.format.kind == "int8")
+    for name, found in chosen.items():
+        if not found:
+            # A matrix too small for any aligned rank below break-even.
+            chosen[name] = tuple(c for c in prices[name] if c.format.kind == "int8")
+    return Survey(sites, chosen, method, allocation_name, tuple(kinds))
+
+
+def _to_json(prices: Mapping[str, Sequence[Candidate]]) -> bytes:
+    table = {
+        name: [[c.format.kind, c.format.k8, c.format.k16, c.bytes, c.loss, c.score] for c in found]
+        for name, found in prices.items()
+    }
+    return canonical_json(table)
+
+
+def _from_json(table: Any) -> dict[str, tuple[Candidate, ...]]:
+    return {
+        name: tuple(
+            Candidate(SiteFormat(kind, k8, k16), size, float(loss), float(score)) for kind, k8, k16, size, loss, score in rows
+        )
+        for name, rows in table.items()
+    }

@@ -1,0 +1,25 @@
+"""What `fit` says at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_svd.files import format_size
+from edge_svd.report.plan_table import plan_table
+
+if TYPE_CHECKING:
+    from edge_svd.fit import FitResult
+
+
+def fit_summary(result: FitResult) -> str:
+    """The plan, then prediction beside measurement."""
+    measured, plan = result.measured, result.plan
+    peak = "-" if measured["peak_rss_bytes"] is None else format_size(measured["peak_rss_bytes"])
+    return (
+        f"{plan_table(plan.to_json())}\n\n{result.bundle}\n"
+        f"  size      predicted {format_size(plan.file_bytes)}, measured {format_size(measured['file_bytes'])}\n"
+        f"  KL        predicted {plan.kl:.4f}, measured {measured['kl']:.4f} nats per token (held-out calibration text)\n"
+        f"  peak RSS  measured {peak}\n"
+        f"  decode    measured {measured['decode_tokens_per_s']:.1f} tokens/s\n"
+        f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} against the checkpoint"
+    )

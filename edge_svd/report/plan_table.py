@@ -1,0 +1,37 @@
+"""A plan as a table: what was chosen for which type of matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge_svd.files import format_size
+
+
+def plan_table(plan: Mapping[str, Any]) -> str:
+    """One row a matrix type: how many matrices take each format, mean rank, bytes, share of the predicted loss."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for name, site in plan["sites"].items():
+        groups.setdefault(name.rsplit(".", 1)[-1], []).append(site)
+    total = sum(site["loss"] for site in plan["sites"].values()) or 1.0
+    rows = [("matrix", "int8", "16-bit", "low rank", "mean rank", "bytes", "loss")]
+    for kind, sites in groups.items():
+        factored = [site["k8"] + site["k16"] for site in sites if site["kind"] == "low-rank"]
+        rows.append(
+            (
+                kind,
+                str(sum(site["kind"] == "int8" for site in sites)),
+                str(sum(site["kind"] == "int16" for site in sites)),
+                str(len(factored)),
+                f"{sum(factored) / len(factored):.0f}" if factored else "-",
+                format_size(sum(site["bytes"] for site in sites)),
+                f"{sum(site['loss'] for site in sites) / total:.1%}",
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    predicted = plan["predicted"]
+    return (
+        f"{table}\n\n{plan['method']}, {plan['allocation']}: {predicted['file_bytes']} bytes of {plan['target_bytes']}, predicted KL "
+        f"{predicted['kl']:.4f} nats per token, solver gap at most {plan['solver']['gap']:.3%}"
+    )

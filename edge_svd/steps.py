@@ -1,0 +1,118 @@
+"""The steps of a fit, each usable alone: calibrate, plan, compress, export. The command line calls these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edge_svd.allocate import allocation
+from edge_svd.architectures import sites_of
+from edge_svd.calibrate.collect import Estimator
+from edge_svd.calibrate.run import calibrate, statistics_key
+from edge_svd.calibrate.statistics import Statistics, cache_key
+from edge_svd.calibrate.text import CalibrationText, parse_source, windows_from
+from edge_svd.decompose import decompose
+from edge_svd.export.documents import context_length
+from edge_svd.export.size import exact_sizes
+from edge_svd.files import cache_folder
+from edge_svd.models import OpenedModel
+from edge_svd.planner.make import make_plan
+from edge_svd.planner.plan import Plan
+from edge_svd.planner.survey import Survey, candidate_kinds, survey
+from edge_svd.progress import step
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where calibration text comes from and how much of it is used."""
+
+    sources: tuple[str, ...] = ("self",)
+    windows: int = 128
+    window: int = 512
+    seed: int = 0
+    estimator: Estimator = Estimator()
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What the planner may choose from, and how it prices."""
+
+    method: str = "io-svd"
+    allocation: str = "second-order"
+    candidates: str | None = None
+    context: int | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """InputError on an unknown method, allocation or candidate kind, before any work is done."""
+        decompose(self.method)
+        allocation(self.allocation)
+        candidate_kinds(self.candidates)
+
+
+def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationText:
+    """The calibration windows; text that the model writes itself is kept in the cache."""
+    sources = [parse_source(text) for text in options.sources]
+    with step("Calibration text") as tick:
+        return windows_from(
+            sources, opened, window=options.window, count=options.windows, seed=options.seed, progress=tick, cache=cache_folder() / "text"
+        )
+
+
+def run_calibration(opened: OpenedModel, options: Calibration, out: Path | None = None) -> tuple[Statistics, CalibrationText]:
+    """Statistics for the model: from `out` or the cache where they exist, otherwise collected now.
+
+    Errors as `calibrate.text.windows_from` and `calibrate.run.calibrate`.
+    """
+    text = calibration_text(opened, options)
+    shape = (int(text.ids.shape[0]), int(text.ids.shape[1]))
+    key = statistics_key(opened.digest, opened.tokenizer_digest, text.source_digest, shape, options.seed, options.estimator)
+    folder = out if out is not None else cache_folder() / "statistics" / cache_key(key)
+    with step("Calibration") as tick:
+        windows = torch.from_numpy(text.ids)
+        return calibrate(opened.model, opened.architecture, windows, key, folder, options.estimator, tick), text
+
+
+def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -> Survey:
+    """Prices of all candidates, kept beside the statistics."""
+    options.check()
+    statistics.require_model(opened.digest, opened.tokenizer_digest)
+    with step("Pricing candidates") as tick:
+        return survey(
+            opened.model,
+            opened.architecture,
+            statistics,
+            method=options.method,
+            allocation_name=options.allocation,
+            kinds=candidate_kinds(options.candidates),
+            cache=statistics.path,
+            progress=tick,
+        )
+
+
+def run_plan(opened: OpenedModel, statistics: Statistics, prices: Survey, options: Planning, target_bytes: int) -> Plan:
+    """The best plan within `target_bytes`; BudgetError if there is none."""
+    architecture = opened.architecture
+    source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
+    origin = {"model": opened.name, "digest": opened.digest}
+    companions = {name: len(data) for name, data in opened.companions().items()}
+    biases = frozenset(site.name for site in sites_of(architecture) if site.bias)
+    context = context_length(architecture, options.context)
+
+    def size_of(plan: Plan) -> dict[str, int]:
+        return exact_sizes(architecture, plan.formats, companions, origin, plan.to_json(), biases=biases, context=context)
+
+    return make_plan(prices, source, target_bytes=target_bytes, context=context, seed=options.seed, size_of=size_of)
+
+
+def proof_windows(text: CalibrationText, windows: int = 64, length: int = 32) -> Sequence[Sequence[int]]:
+    """Short windows spread over the calibration text, for comparing a bundle with its checkpoint."""
+    count, width = text.ids.shape
+    length = min(length, width)
+    per = -(-windows // count)
+    starts = [int(i * (width - length) / max(per - 1, 1)) for i in range(per)]
+    found = [text.ids[int(i * count / windows) if per == 1 else i, s : s + length].tolist() for s in starts for i in range(min(count, windows))]
+    return found[:windows]

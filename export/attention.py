@@ -1,0 +1,112 @@
+"""Rotary tables and grouped-query attention with past and present in one buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edge_svd.architectures import Architecture
+from edge_svd.export.graph import FLOAT, INT32, MICROSOFT, Builder
+
+MASKED = 1e9
+"""Subtracted from the scores of masked keys: finite, so that a row of padding alone gives numbers and not NaN."""
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What every layer's attention reads from attention_mask.
+
+    Every row counts as full, int32 [batch] last key and int32 [1] keys in all; padding, on either side, is masked by
+    the bias float32 [batch, 1, sequence, total]. GroupQueryAttention's own lengths know padding on the right only.
+    """
+
+    last: ir.Value
+    total: ir.Value
+    bias: ir.Value
+
+
+def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value) -> Spans:
+    """From input_ids int64 [batch, sequence] and attention_mask int64 [batch, total]."""
+    b = builder
+    total = b.op("Cast", b.op("Shape", mask, start=1, end=2), to=int(INT32))
+    batch, sequence = b.op("Shape", ids, start=0, end=1), b.op("Shape", ids, start=1, end=2)
+    last = b.op("Expand", b.op("Sub", total, b.constant([1], np.int32)), batch)
+    bias = b.op("Cast", b.op("Sub", mask, b.constant(1, np.int64)), to=int(FLOAT))
+    bias = b.op("Unsqueeze", b.op("Mul", bias, b.constant(MASKED, np.float32)), b.constant([1, 2], np.int64))
+    one = b.constant([1], np.int64)
+    return Spans(last, total, b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0)))
+
+
+def rotary_tables(builder: Builder, architecture: Architecture, key: str, context: int) -> tuple[ir.Value, ir.Value]:
+    """cos and sin [context, rotary_dim / 2], computed in the graph and folded when it is loaded: no bytes on disk."""
+    frequencies = builder.plain(f"rotary.{key}.inv_freq", architecture.rotary_dim // 2)
+    steps = [builder.constant(value, np.float32) for value in (0, context, 1)]
+    positions = builder.shared("Reshape", builder.shared("Range", *steps), builder.constant([-1, 1], np.int64))
+    angles = builder.shared("Mul", positions, frequencies)
+    tables = [builder.shared(function, angles) for function in ("Cos", "Sin")]
+    if architecture.rope_scale != 1.0:
+        tables = [
+            builder.shared("Mul", table, builder.constant(architecture.rope_scale, np.float32)) for table in tables
+        ]
+    return tables[0], tables[1]
+
+
+def rotate(
+    builder: Builder,
+    architecture: Architecture,
+    x: ir.Value,
+    heads: int,
+    positions: ir.Value,
+    tables: tuple[ir.Value, ir.Value],
+) -> ir.Value:
+    """Rotary embedding of x [batch, sequence, heads * head_dim] at the given positions.
+
+    A separate operator: in a prompt, GroupQueryAttention's own rotation reads one element of position_ids for the whole
+    batch, which is wrong for padded rows. The cost is about 3% of a prefill and nothing measurable in decoding.
+    """
+    partial = architecture.rotary_dim != architecture.head_dim
+    return builder.op(
+        "RotaryEmbedding",
+        x,
+        positions,
+        *tables,
+        domain=MICROSOFT,
+        num_heads=heads,
+        rotary_embedding_dim=architecture.rotary_dim if partial else 0,
+    )
+
+
+def attention(
+    builder: Builder,
+    architecture: Architecture,
+    layer: int,
+    qkv: tuple[ir.Value, ir.Value, ir.Value],
+    past: tuple[ir.Value, ir.Value],
+    spans: Spans,
+    positions: ir.Value,
+    context: int,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """(attention output [batch, sequence, heads * head_dim], present key, present value)."""
+    a = architecture
+    q, k, v = qkv
+    if a.layer_ropes[layer]:
+        tables = rotary_tables(builder, a, a.layer_ropes[layer], context)
+        q, k = (
+            rotate(builder, a, q, a.num_heads, positions, tables),
+            rotate(builder, a, k, a.num_kv_heads, positions, tables),
+        )
+    output, key, value = builder.node(
+        "GroupQueryAttention",
+        [q, k, v, *past, spans.last, spans.total, None, None, None, spans.bias],
+        domain=MICROSOFT,
+        outputs=[f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"],
+        num_heads=a.num_heads,
+        kv_num_heads=a.num_kv_heads,
+        scale=float(a.attention_scale),
+        softcap=float(a.attention_softcap),
+        local_window_size=a.layer_windows[layer] or -1,
+        do_rotary=0,
+    )
+    return output, key, value

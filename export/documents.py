@@ -1,0 +1,113 @@
+"""The JSON files of a bundle: the manifest, the place for measurements, and onnxruntime-genai's configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import edge_svd
+from edge_svd.architectures import Architecture
+from edge_svd.errors import InputError
+from edge_svd.files import canonical_json
+from edge_svd.runtime.schema import MODEL_NAME, SCHEMA
+
+GENAI = "genai_config.json"
+DEFAULT_CONTEXT = 2048
+
+
+def context_length(architecture: Architecture, context: int | None) -> int:
+    """The bundle's longest context in tokens; InputError if it exceeds the model's."""
+    if context is None:
+        return min(DEFAULT_CONTEXT, architecture.max_position)
+    if not 1 <= context <= architecture.max_position:
+        raise InputError(
+            f"A context of {context} tokens is impossible; this model takes between 1 and {architecture.max_position}."
+        )
+    return context
+
+
+def manifest(
+    architecture: Architecture,
+    context: int,
+    source: Mapping[str, str],
+    plan: Mapping[str, Any],
+    files: Mapping[str, tuple[int, str]],
+) -> bytes:
+    """edge_svd.json; `files` gives (bytes, sha256) of every other file but the measurements."""
+    a = architecture
+    model = {
+        "family": a.family,
+        "vocab_size": a.vocab_size,
+        "num_layers": a.num_layers,
+        "num_kv_heads": a.num_kv_heads,
+        "head_dim": a.head_dim,
+        "kv_dtype": "float32",
+        "max_context": context,
+        "bos_token_id": a.bos_token_id,
+        "eos_token_ids": list(a.eos_token_ids),
+    }
+    return canonical_json(
+        {
+            "schema": SCHEMA,
+            "edge_svd": edge_svd.__version__,
+            "source": {key: source[key] for key in ("model", "digest")},
+            "model": model,
+            "plan": dict(plan),
+            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
+        }
+    )
+
+
+def genai_config(architecture: Architecture, context: int) -> bytes:
+    """What onnxruntime-genai needs to run model.onnx: names of inputs and outputs, sizes, greedy search."""
+    a = architecture
+    eos = list(a.eos_token_ids)
+    ends: Any = eos[0] if len(eos) == 1 else eos
+    pad = eos[0] if eos else 0
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": MODEL_NAME,
+        "head_size": a.head_dim,
+        "hidden_size": a.hidden_size,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "position_ids": "position_ids",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": a.num_heads,
+        "num_hidden_layers": a.num_layers,
+        "num_key_value_heads": a.num_kv_heads,
+    }
+    model = {
+        "bos_token_id": a.bos_token_id if a.bos_token_id is not None else pad,
+        "context_length": context,
+        "decoder": decoder,
+        "eos_token_id": ends if eos else pad,
+        "pad_token_id": pad,
+        "type": a.family,
+        "vocab_size": a.vocab_size,
+    }
+    search = {
+        "diversity_penalty": 0.0,
+        "do_sample": False,
+        "early_stopping": True,
+        "length_penalty": 1.0,
+        "max_length": context,
+        "min_length": 0,
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": True,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
+    }
+    return canonical_json({"model": model, "search": search}, indent=2)

@@ -1,0 +1,159 @@
+"""The one place that decides which operators compute a matrix in each format.
+
+Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory, activations are quantised per block.
+
+    int8       one product.
+    int16      one product over twice the width: the input beside itself, against the high and the low plane.
+    low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes of
+               A are added before B reads them twice. Without 16-bit components that is just two products.
+
+Scales lie in the file once a row, as bfloat16; Cast and Mul spread them over the blocks inside the graph and onnxruntime
+folds both at load. The scale of a component belongs to A, so B needs no scale in the file at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from edge_svd.architectures import Site
+from edge_svd.export import planes
+from edge_svd.export.graph import BFLOAT16, FLOAT, MICROSOFT, UINT8, Array, Builder, Reader
+from edge_svd.formats import SiteFormat, padded
+
+BLOCKS = (64, 32, 16)
+"""Block sizes of MatMulNBits by preference: 64 costs 6% more memory than 128 saves time, and divides more widths."""
+
+ACCURACY_LEVEL = 4
+"""int8 activations; every lower level is 30 to 130 times slower with 8-bit weights."""
+
+
+def block_size(*widths: int) -> int:
+    """The largest block that divides every width (multiples of 16)."""
+    common = math.gcd(*widths)
+    return next(block for block in BLOCKS if common % block == 0)
+
+
+def linear(
+    builder: Builder, x: ir.Value, site: Site, fmt: SiteFormat, matrix: str = "", bias: bool = False
+) -> ir.Value:
+    """x [batch, sequence, n] → x Wᵀ (+ bias) [batch, sequence, m]; `matrix` names the site that owns a tied matrix."""
+    name, (m, n) = matrix or site.name, site.shape
+    x = pad_activation(builder, x, n)
+    add = builder.plain(f"{site.name}.bias", m) if bias else None
+    if fmt.kind == "low-rank":
+        return _low_rank(builder, x, name, (m, n), fmt, add)
+    if fmt.kind == "int16":
+        x = builder.shared("Concat", x, x, axis=-1)
+    weight, block, pattern = dense_matrix(builder, name, (m, n), fmt)
+    scales = builder.shared("Mul", float_scale(builder, name, m, fmt), builder.constant([pattern], np.float32))
+    return _product(builder, x, weight, scales, (m, len(pattern) * block), block, add)
+
+
+def dense_matrix(
+    builder: Builder, name: str, shape: tuple[int, int], fmt: SiteFormat
+) -> tuple[ir.Value, int, list[float]]:
+    """The stored bytes [m, blocks, block], the block size, and each block's factor on the row's scale."""
+    m, n = shape[0], padded(shape[1])
+    block = block_size(n)
+    suffix, reader, factors = {"int8": ("q8", planes.rows8, [1.0]), "int16": ("q16", planes.rows16, [256.0, 1.0])}[
+        fmt.kind
+    ]
+    pattern = [factor for factor in factors for _ in range(n // block)]
+    tensor = f"{name}.{suffix}"
+    value = builder.weight(tensor, UINT8, (m, len(pattern), block), lambda read: reader(read, tensor))
+    return value, block, pattern
+
+
+def stored_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Value:
+    """A scale for each row as it lies in the file, bfloat16 [rows, 1]."""
+    tensor = f"{name}.{suffix}"
+    return builder.weight(tensor, BFLOAT16, (rows, 1), lambda read: iter([read(tensor)]))
+
+
+def scale_suffix(fmt: SiteFormat) -> str:
+    """Suffix of the row scales of a dense matrix."""
+    return "s8" if fmt.kind == "int8" else "s16"
+
+
+def float_scale(builder: Builder, name: str, rows: int, fmt: SiteFormat) -> ir.Value:
+    """A dense matrix's row scales as float32 [rows, 1]."""
+    return builder.shared("Cast", stored_scale(builder, name, rows, scale_suffix(fmt)), to=int(FLOAT))
+
+
+def pad_activation(builder: Builder, x: ir.Value, width: int) -> ir.Value:
+    """Zeros up to the stored width, for models whose widths are no multiple of 16."""
+    extra = padded(width) - width
+    if not extra:
+        return x
+    return builder.shared("Pad", x, builder.constant([0, 0, 0, 0, 0, extra], np.int64))
+
+
+def _low_rank(
+    builder: Builder, x: ir.Value, name: str, shape: tuple[int, int], fmt: SiteFormat, bias: ir.Value | None
+) -> ir.Value:
+    m, n = shape[0], padded(shape[1])
+    k8, k16 = fmt.k8, fmt.k16
+    rows = k8 + 2 * k16
+    block = block_size(n)
+    a_readers: list[Callable[[Reader], Iterator[Array]]] = []
+    scales: list[ir.Value] = []
+    if k8:
+        a_readers.append(lambda read: planes.rows8(read, f"{name}.a8"))
+        scales.append(builder.op("Cast", stored_scale(builder, name, k8, "s8"), to=int(FLOAT)))
+    if k16:
+        a_readers.append(lambda read: planes.stacked16(read, f"{name}.a16"))
+        low = builder.op("Cast", stored_scale(builder, name, k16, "s16"), to=int(FLOAT))
+        scales += [builder.op("Mul", low, builder.constant(256.0, np.float32)), low]
+
+    def read_a(read: Reader) -> Iterator[Array]:
+        for reader in a_readers:
+            yield from reader(read)
+
+    def read_b(read: Reader) -> Iterator[Array]:
+        if k8 and k16:
+            return planes.columns8_16(read, f"{name}.b8", f"{name}.b16")
+        return planes.rows8(read, f"{name}.b8") if k8 else planes.rows16(read, f"{name}.b16")
+
+    a = builder.weight(f"{name}.a", UINT8, (rows, n // block, block), read_a)
+    row_scale = scales[0] if len(scales) == 1 else builder.op("Concat", *scales, axis=0)
+    a_scales = builder.op("Mul", row_scale, builder.constant([[1.0] * (n // block)], np.float32))
+    z = _product(builder, x, a, a_scales, (rows, n), block, None)
+    if k16:
+        parts = [k8, k16, k16] if k8 else [k16, k16]
+        *narrow, high, low = builder.node("Split", [z, builder.constant(parts, np.int64)], outputs=len(parts), axis=-1)
+        wide = builder.op("Add", high, low)
+        z = builder.op("Concat", *narrow, wide, wide, axis=-1)
+
+    block = block_size(*(rank for rank in (k8, k16) if rank))
+    pattern = [1.0] * (k8 // block) + [256.0] * (k16 // block) + [1.0] * (k16 // block)
+    b = builder.weight(f"{name}.b", UINT8, (m, len(pattern), block), read_b)
+    b_scales = builder.shared(
+        "Expand", builder.constant([pattern], np.float32), builder.constant([m, len(pattern)], np.int64)
+    )
+    return _product(builder, z, b, b_scales, (m, rows), block, bias)
+
+
+def _product(
+    builder: Builder,
+    x: ir.Value,
+    weight: ir.Value,
+    scales: ir.Value,
+    shape: tuple[int, int],
+    block: int,
+    bias: ir.Value | None,
+) -> ir.Value:
+    inputs = [x, weight, scales] if bias is None else [x, weight, scales, None, None, bias]
+    return builder.op(
+        "MatMulNBits",
+        *inputs,
+        domain=MICROSOFT,
+        N=shape[0],
+        K=shape[1],
+        bits=8,
+        block_size=block,
+        accuracy_level=ACCURACY_LEVEL,
+    )

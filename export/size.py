@@ -1,0 +1,52 @@
+"""The size of a bundle to the byte, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edge_svd.architectures import Architecture
+from edge_svd.export import documents
+from edge_svd.export.data import data_size
+from edge_svd.export.decoder import decoder
+from edge_svd.formats import SiteFormat
+from edge_svd.runtime.schema import (
+    MANIFEST_NAME,
+    MEASUREMENTS_BYTES,
+    MEASUREMENTS_NAME,
+    MODEL_NAME,
+    SCORING_NAME,
+    WEIGHTS_NAME,
+)
+
+_DIGEST = "0" * 64
+
+
+def exact_sizes(
+    architecture: Architecture,
+    formats: Mapping[str, SiteFormat],
+    companions: Mapping[str, int],
+    source: Mapping[str, str],
+    plan: Mapping[str, Any],
+    *,
+    biases: frozenset[str] = frozenset(),
+    context: int | None = None,
+) -> dict[str, int]:
+    """File name → bytes of the bundle that `export_bundle` would write; `companions` gives the sizes of what travels along.
+
+    The graphs are built as for the export (offsets follow from shapes); digests in the manifest have a fixed length.
+    """
+    length = documents.context_length(architecture, context)
+    last = decoder(architecture, formats, context=length, every_position=False, biases=biases)
+    scoring = decoder(architecture, formats, context=length, every_position=True, biases=biases)
+    sizes = {
+        **companions,
+        MODEL_NAME: len(last.model),
+        SCORING_NAME: len(scoring.model),
+        WEIGHTS_NAME: data_size(last.weights),
+        documents.GENAI: len(documents.genai_config(architecture, length)),
+    }
+    digests = {name: (size, _DIGEST) for name, size in sizes.items()}
+    sizes[MANIFEST_NAME] = len(documents.manifest(architecture, length, source, plan, digests))
+    sizes[MEASUREMENTS_NAME] = MEASUREMENTS_BYTES
+    return sizes

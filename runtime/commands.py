@@ -1,0 +1,148 @@
+"""What the command line and other programs call: run, chat, eval, inspect.
+
+`verify` is in bundle, `bench` in bench.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edge_svd.runtime.bundle import Bundle, open_bundle, read_measurements
+from edge_svd.runtime.chat import ChatTemplate
+from edge_svd.runtime.errors import InputError
+from edge_svd.runtime.generate import generate
+from edge_svd.runtime.sampling import Sampler
+from edge_svd.runtime.score import OnWindow, Score, perplexity
+from edge_svd.runtime.session import DEFAULT_CHUNK, Session
+from edge_svd.runtime.text import read_text
+from edge_svd.runtime.tokenizer import load_tokenizer
+
+
+def run(
+    bundle: Bundle | Path | str,
+    prompt: str,
+    *,
+    max_new_tokens: int | None = 128,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    context: int | None = None,
+    threads: int | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    template: bool = False,
+    special_tokens: bool = True,
+) -> Iterator[str]:
+    """Continue a prompt; yields pieces of text as they come.
+
+    `template` treats the prompt as a user's question in the model's chat template; otherwise `special_tokens` puts what
+    the model's tokenizer asks for (BOS) before it. Arguments and bundle are checked, and the model is loaded, before
+    this returns.
+    """
+    sampler = Sampler(temperature, top_p, seed)
+    opened = _opened(bundle)
+    tokenizer = load_tokenizer(opened)
+    if template:
+        text = ChatTemplate.from_bundle(opened).render([{"role": "user", "content": prompt}])
+        ids = tokenizer.encode(text)
+    else:
+        ids = tokenizer.encode(prompt, special_tokens=special_tokens)
+    if not ids:
+        raise InputError("The prompt is empty; give some text.")
+    session = Session(opened, context=context, threads=threads)
+    return tokenizer.stream(generate(session, ids, max_new_tokens=max_new_tokens, sampler=sampler, chunk=chunk))
+
+
+class Conversation:
+    """A chat that keeps its KV cache: only what is new since the last turn is computed."""
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        context: int | None = None,
+        threads: int | None = None,
+        chunk: int = DEFAULT_CHUNK,
+    ) -> None:
+        """Load the model; InputError if it has no chat template."""
+        self._sampler = Sampler(temperature, top_p, seed)
+        opened = _opened(bundle)
+        self._tokenizer = load_tokenizer(opened)
+        self._template = ChatTemplate.from_bundle(opened)
+        self._session = Session(opened, context=context, threads=threads)
+        self._chunk = chunk
+        self._cached: list[int] = []
+        self.messages: list[Mapping[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+
+    def reply(self, message: str, *, max_new_tokens: int | None = None) -> Iterator[str]:
+        """Yield the answer in pieces and remember both sides, also when the caller stops reading early.
+
+        InputError, with nothing remembered, if the conversation no longer fits the context.
+        """
+        messages = [*self.messages, {"role": "user", "content": message}]
+        ids = self._tokenizer.encode(self._template.render(messages))
+        if not ids:
+            raise InputError("The chat template gives an empty prompt for this message.")
+        # At least the last token is computed again: its logits are not kept.
+        common = 0
+        for old, new in zip(self._cached, ids[:-1], strict=False):
+            if old != new:
+                break
+            common += 1
+        self._session.truncate(common)
+        self._cached = ids[:common]
+        tokens = generate(
+            self._session, ids[common:], max_new_tokens=max_new_tokens, sampler=self._sampler, chunk=self._chunk
+        )
+        return self._pieces(messages, ids, tokens)
+
+    def _pieces(self, messages: list[Mapping[str, Any]], ids: list[int], tokens: Iterator[int]) -> Iterator[str]:
+        made: list[int] = []
+
+        def record() -> Iterator[int]:
+            for token in tokens:
+                made.append(token)
+                yield token
+
+        said: list[str] = []
+        try:
+            for piece in self._tokenizer.stream(record()):
+                said.append(piece)
+                yield piece
+        finally:
+            self._cached = [*ids, *made][: self._session.position]
+            self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+
+
+def evaluate(
+    bundle: Bundle | Path | str,
+    text: Path | str,
+    *,
+    window: int = 512,
+    windows: int = 64,
+    batch: int = 1,
+    threads: int | None = None,
+    on_window: OnWindow | None = None,
+) -> Score:
+    """Perplexity of a bundle on a text file (`.gz` too); see `score.perplexity`."""
+    content = read_text(text)
+    opened = _opened(bundle)
+    ids = load_tokenizer(opened).encode(content)
+    return perplexity(opened, ids, window=window, windows=windows, batch=batch, threads=threads, on_window=on_window)
+
+
+def inspect(bundle: Bundle | Path | str) -> dict[str, Any]:
+    """What is in a bundle: its manifest as JSON, and "file_bytes" and "measurements" beside it."""
+    opened = _opened(bundle)
+    content: dict[str, Any] = json.loads(opened.manifest.to_bytes())
+    return content | {"file_bytes": opened.file_bytes, "measurements": read_measurements(opened.path)}
+
+
+def _opened(bundle: Bundle | Path | str) -> Bundle:
+    return bundle if isinstance(bundle, Bundle) else open_bundle(bundle)

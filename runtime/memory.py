@@ -1,0 +1,66 @@
+"""How much memory this process took at its worst, from /proc; None where there is no /proc."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_rss_bytes() -> int | None:
+    """Peak resident bytes of this process, file-backed pages included.
+
+    VmHWM: getrusage's figure starts at the parent's size.
+    """
+    return _field("VmHWM")
+
+
+def anonymous_bytes() -> int | None:
+    """Resident bytes now that no file backs, so that cannot be evicted."""
+    return _field("RssAnon")
+
+
+def _field(name: str) -> int | None:
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+class PeakAnonymous:
+    """Samples anonymous memory in a thread (the kernel keeps no peak of it); `.peak` is in bytes, None off Linux."""
+
+    def __init__(self, interval: float = 0.01) -> None:
+        self.peak = anonymous_bytes()
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self.peak is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.sample()
+
+    def sample(self) -> None:
+        """Take one sample now."""
+        now = anonymous_bytes()
+        if now is not None and self.peak is not None:
+            self.peak = max(self.peak, now)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.sample()

@@ -1,0 +1,236 @@
+"""One conversation with a model through onnxruntime.
+
+The KV cache of a layer is one numpy buffer of capacity size, bound as past and as present: GroupQueryAttention then
+writes the new keys and values in place and nothing is copied per token. Buffers come from calloc, so pages that no
+token reached cost no memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edge_svd.runtime.bundle import Bundle
+from edge_svd.runtime.errors import BundleError, Failure, InputError
+from edge_svd.runtime.schema import MODEL_NAME
+
+DEFAULT_CONTEXT = 2048
+DEFAULT_CHUNK = 128
+"""Prompt tokens per pass: large enough for the matrix kernels, small enough that activations stay a few MB."""
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def default_threads() -> int:
+    """Usable processors; half of them where there are more than four, since those are usually two to a core."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable if usable <= 4 else min(usable // 2, 16)
+
+
+def open_onnx(
+    bundle: Bundle,
+    name: str,
+    *,
+    threads: int | None,
+    spinning: bool,
+    arena: bool,
+    disabled_optimizers: Sequence[str] = (),
+) -> onnxruntime.InferenceSession:
+    """An onnxruntime session made from the path, so that weights stay mapped.
+
+    BundleError if onnxruntime refuses the graph.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"The number of threads must be at least 1, not {threads}.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or default_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Every decode step has a new shape, and a memory pattern would be kept for each of them.
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    bundle.check_unchanged()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(bundle.path / name),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled_optimizers),
+        )
+    except MemoryError:
+        raise Failure(f"There is not enough memory to load {name}.") from None
+    except Exception as error:
+        message = str(error).replace("\n", " ")[:300]
+        raise BundleError(
+            f"onnxruntime {onnxruntime.__version__} refuses {name} of the bundle {bundle.path} ({message})."
+        ) from None
+    bundle.check_unchanged()
+    return session
+
+
+def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:
+    """Input name → (onnxruntime type, shape with None where it varies) that a graph of this bundle may have."""
+    model = bundle.manifest.model
+    inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        name: ("tensor(int64)", (None, None)) for name in ("input_ids", "attention_mask", "position_ids")
+    }
+    for layer in range(model.num_layers):
+        for part in ("key", "value"):
+            inputs[f"past_key_values.{layer}.{part}"] = (
+                "tensor(float)",
+                (None, model.num_kv_heads, None, model.head_dim),
+            )
+    return inputs
+
+
+def check_graph(session: onnxruntime.InferenceSession, bundle: Bundle, name: str) -> None:
+    """BundleError unless the graph has the inputs and outputs the manifest implies; position_ids may be absent."""
+    wanted = expected_inputs(bundle)
+    found = {item.name: (item.type, tuple(item.shape)) for item in session.get_inputs()}
+    model = bundle.manifest.model
+    outputs = {item.name: (item.type, tuple(item.shape)) for item in session.get_outputs()}
+    wanted_outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        "logits": ("tensor(float)", (None, None, model.vocab_size))
+    }
+    for key, value in wanted.items():
+        if key.startswith("past_key_values."):
+            wanted_outputs["present." + key.removeprefix("past_key_values.")] = value
+    wanted = {key: value for key, value in wanted.items() if key in found or key != "position_ids"}
+    for what, have, want in (("input", found, wanted), ("output", outputs, wanted_outputs)):
+        for key in sorted(set(have) ^ set(want)):
+            state = "lacks" if key in want else "has the unknown"
+            raise BundleError(
+                f"The graph {name} of the bundle {bundle.path} {state} {what} {key!r}; export the bundle again."
+            )
+        for key, (kind, shape) in want.items():
+            kind_found, shape_found = have[key]
+            fits = len(shape_found) == len(shape) and all(
+                a is None or not isinstance(b, int) or a == b for a, b in zip(shape, shape_found, strict=False)
+            )
+            if kind_found != kind or not fits:
+                raise BundleError(
+                    f"In {name} of the bundle {bundle.path}, the {what} {key!r} is {kind_found} {list(shape_found)}, "
+                    f"which the manifest contradicts; export the bundle again."
+                )
+
+
+class Session:
+    """A loaded model and its KV cache (batch 1).
+
+    After `prefill` or `step`, the cache holds `position` tokens and the returned logits, float32 [vocab], predict the
+    next one.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        context: int | None = None,
+        threads: int | None = None,
+        spinning: bool = True,
+        arena: bool = False,
+        disabled_optimizers: Sequence[str] = (),
+    ) -> None:
+        """Load model.onnx with a cache for `context` tokens (default: min(2048, the model's)).
+
+        `spinning` keeps threads awake between operators: a third faster, more power. `arena` is onnxruntime's pooled
+        allocator: it never gives memory back. InputError on a context outside the model's, BundleError if the graph is
+        not what it claims.
+        """
+        model = bundle.manifest.model
+        limit = model.max_context
+        if context is not None and not 1 <= context <= limit:
+            raise InputError(f"The context must be between 1 and the model's {limit} tokens, not {context}.")
+        self.bundle = bundle
+        self.context = context if context is not None else min(DEFAULT_CONTEXT, limit)
+        self.position = 0
+        self._vocabulary = model.vocab_size
+        self._session = open_onnx(
+            bundle, MODEL_NAME, threads=threads, spinning=spinning, arena=arena, disabled_optimizers=disabled_optimizers
+        )
+        check_graph(self._session, bundle, MODEL_NAME)
+        self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
+        self._mask = np.ones((1, self.context), np.int64)
+        self._positions = np.arange(self.context, dtype=np.int64)[None]
+        self._ids = np.zeros((1, self.context), np.int64)
+        self._logits = np.zeros((1, 1, self._vocabulary), np.float32)
+        self._binding = self._session.io_binding()
+        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
+        shape = (1, model.num_kv_heads, self.context, model.head_dim)
+        self.cache: dict[str, np.ndarray[Any, Any]] = {}
+        for layer in range(model.num_layers):
+            for part in ("key", "value"):
+                # On the CPU an OrtValue made from numpy shares its memory, which is what makes past and present one
+                # buffer.
+                buffer = self.cache[f"{layer}.{part}"] = np.zeros(shape, np.float32)
+                value = onnxruntime.OrtValue.ortvalue_from_numpy(buffer)
+                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
+                self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
+
+    def prefill(self, ids: Sequence[int], *, chunk: int = DEFAULT_CHUNK) -> Logits:
+        """Append a prompt to the cache, at most `chunk` tokens a pass; returns the logits after its last token.
+
+        InputError on no tokens, ids outside the vocabulary or more tokens than the context has left (nothing is
+        appended then); Failure naming the position if logits are not finite.
+        """
+        if chunk < 1:
+            raise InputError(f"The prompt chunk must be at least 1 token, not {chunk}.")
+        tokens = np.asarray(ids, dtype=np.int64)
+        if tokens.ndim != 1 or tokens.size == 0:
+            raise InputError("The prompt is empty; give at least one token.")
+        self._check(tokens)
+        logits = self._logits[0, 0]
+        for start in range(0, len(tokens), chunk):
+            logits = self._run(tokens[start : start + chunk])
+        return logits
+
+    def step(self, token: int) -> Logits:
+        """Append one token; returns the logits after it (a view that the next call overwrites).
+
+        Errors as in `prefill`.
+        """
+        tokens = np.array([token], dtype=np.int64)
+        self._check(tokens)
+        return self._run(tokens)
+
+    def truncate(self, length: int = 0) -> None:
+        """Forget all but the first `length` tokens; InputError if the cache holds fewer."""
+        if not 0 <= length <= self.position:
+            raise InputError(f"The cache holds {self.position} tokens, so it cannot be cut to {length}.")
+        self.position = length
+
+    def _check(self, tokens: np.ndarray[Any, Any]) -> None:
+        if tokens.min() < 0 or tokens.max() >= self._vocabulary:
+            raise InputError(f"A token id is outside the model's vocabulary of {self._vocabulary}.")
+        if self.position + len(tokens) > self.context:
+            raise InputError(
+                f"The context of {self.context} tokens is full: it holds {self.position} and {len(tokens)} more were "
+                "given; "
+                f"use a longer --context (the model's limit is {self.bundle.manifest.model.max_context}) or a "
+                "shorter text."
+            )
+
+    def _run(self, tokens: np.ndarray[Any, Any]) -> Logits:
+        count, start = len(tokens), self.position
+        total = start + count
+        self._ids[0, :count] = tokens
+        binding = self._binding
+        binding.bind_input("input_ids", "cpu", 0, np.int64, (1, count), self._ids.ctypes.data)
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+        if self._has_positions:
+            binding.bind_input("position_ids", "cpu", 0, np.int64, (1, count), self._positions[0, start:].ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            message = str(error).replace("\n", " ")[:300]
+            raise Failure(f"onnxruntime failed at position {start} of the context ({message}).") from None
+        logits: Logits = self._logits[0, 0]
+        if not np.isfinite(logits).all():
+            raise Failure(f"The logits after position {total - 1} are not finite; the bundle's weights are unusable.")
+        self.position = total
+        return logits

@@ -1,0 +1,161 @@
+"""Tiny random transformers models, quantised by plain code into checkpoints, and the torch models they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+
+from edge_svd.architectures import Architecture, Site, architecture_of, norms_of, sites_of
+from edge_svd.checkpoint import write_checkpoint
+from edge_svd.formats import SiteFormat, padded
+
+BASE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-bias": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("Mistral", {"sliding_window": 5}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {}),
+    "gemma": ("Gemma", {"tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 24,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {"sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 24, "tie_word_embeddings": True},
+    ),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "phi3-partial": ("Phi3", {"sliding_window": None, "head_dim": 32, "partial_rotary_factor": 0.5}),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0], "use_sliding_window": False}),
+}
+
+INT8, INT16 = SiteFormat("int8"), SiteFormat("int16")
+
+
+def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model in eval mode, with norms and biases away from their initial ones and zeros."""
+    name, settings = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**(BASE | settings | changes))
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if value.dim() == 1:
+                value.add_(0.3 * torch.randn_like(value))
+            else:
+                value.copy_(torch.randn_like(value) * (1.0 if "embed" in key else 1.5 / value.shape[1] ** 0.5))
+    return model
+
+
+def _round(values: np.ndarray, limit: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and the scale (bf16 values, as float32) along the other axis."""
+    scale = (np.abs(values).max(axis=axis) / limit).astype(ml_dtypes.bfloat16).astype(np.float32)
+    return np.clip(np.rint(values / np.expand_dims(scale, axis)), -limit, limit), scale
+
+
+def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(tensors of the checkpoint, the matrix that they stand for)."""
+    m, n = weight.shape
+    wide = np.zeros((m, padded(n)), np.float32)
+    wide[:, :n] = weight
+    if fmt.kind != "low-rank":
+        limit, dtype, suffix = (127, np.int8, "8") if fmt.kind == "int8" else (32512, np.int16, "16")
+        q, s = _round(wide, limit, 1)
+        tensors = {f"q{suffix}": q.astype(dtype), f"s{suffix}": s.astype(ml_dtypes.bfloat16)}
+        return tensors, (q * s[:, None])[:, :n]
+    u, sigma, v = np.linalg.svd(wide.astype(np.float64), full_matrices=False)
+    tensors, total = {}, np.zeros((m, padded(n)))
+    for suffix, dtype, limit, first, count in (
+        ("8", np.int8, 127, fmt.k16, fmt.k8),
+        ("16", np.int16, 32512, 0, fmt.k16),
+    ):
+        if not count:
+            continue
+        rank = slice(first, first + count)
+        b, a = u[:, rank] * np.sqrt(sigma[rank]), np.sqrt(sigma[rank])[:, None] * v[rank]
+        steps = [np.abs(b).max(axis=0) / limit, np.abs(a).max(axis=1) / limit]
+        b, a = np.rint(b / steps[0]), np.rint(a / steps[1][:, None])
+        s = (steps[0] * steps[1]).astype(ml_dtypes.bfloat16)
+        tensors |= {f"b{suffix}": b.astype(dtype), f"a{suffix}": a.astype(dtype), f"s{suffix}": s}
+        total += (b * s.astype(np.float64)) @ a
+    return tensors, total[:, :n].astype(np.float32)
+
+
+def effective_norm(module: Any, family: str) -> np.ndarray:
+    weight = module.weight.detach().numpy().astype(np.float32)
+    return 1 + weight if family.startswith("gemma") else weight
+
+
+def make_checkpoint(
+    path: Path,
+    model: Any,
+    choose: Callable[[Site], SiteFormat] = lambda site: INT8,
+    companions: dict[str, bytes] | None = None,
+    plan: dict[str, Any] | None = None,
+) -> Architecture:
+    """Quantise `model` into a checkpoint folder and put the dequantised matrices into the model itself."""
+    architecture = architecture_of(model.config)
+    modules = dict(model.named_modules())
+    tensors: dict[str, np.ndarray] = {}
+    formats: dict[str, SiteFormat] = {}
+    for site in sites_of(architecture):
+        module = modules[site.name]
+        if site.bias:
+            tensors[f"{site.name}.bias"] = module.bias.detach().numpy()
+        if site.tied_to:
+            continue
+        formats[site.name] = choose(site)
+        parts, dense = quantise(module.weight.detach().numpy(), formats[site.name])
+        tensors |= {f"{site.name}.{suffix}": values for suffix, values in parts.items()}
+        with torch.no_grad():
+            module.weight.copy_(torch.from_numpy(dense))
+    for name in norms_of(architecture):
+        tensors[name] = effective_norm(modules[name.removesuffix(".weight")], architecture.family)
+    for key in {rope for rope in architecture.layer_ropes if rope}:
+        rotary = model.model.rotary_emb_local if key == "local" else model.model.rotary_emb
+        tensors[f"rotary.{key}.inv_freq"] = rotary.inv_freq.numpy().astype(np.float32)
+    write_checkpoint(
+        path,
+        architecture,
+        formats,
+        plan or {"note": "a test"},
+        {"model": "tiny", "digest": "ab" * 32},
+        tensors,
+        {"config.json": model.config.to_json_string().encode(), "tokenizer.json": b"{}", "README.md": b"# tiny\n"}
+        if companions is None
+        else companions,
+    )
+    return architecture
+
+
+def torch_logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens), use_cache=False).logits.float().numpy()
