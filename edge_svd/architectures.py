@@ -1,7 +1,8 @@
 """What edge-svd knows of a decoder: an independent, JSON-able description, and the list of its matrices.
 
-Everything that export and the planner need is here, so that neither imports torch or transformers. `architecture_of` reads a
-transformers configuration object (of version 4 or 5) and refuses whatever this description cannot express.
+Everything that export and the planner need is here, so that neither imports torch or transformers.
+`architecture_of` reads a transformers configuration object (of version 4 or 5) and refuses whatever this
+description cannot express.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _SLIDING = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder of the Llama kind; norms are RMSNorm with effective weights, rotary pairs are (i, i + rotary_dim / 2)."""
+    """A decoder of the Llama kind; norms are RMSNorm with effective weights, rotary pairs are (i, i + rotary_dim /
+    2).
+    """
 
     family: str
     hidden_size: int
@@ -64,7 +67,9 @@ class Architecture:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
@@ -98,13 +103,23 @@ def sites_of(architecture: Architecture) -> tuple[Site, ...]:
     """Every matrix in forward order, the embedding first and the head last; a tied head points to the embedding."""
     a = architecture
     q, kv, mlp = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.intermediate_size
-    attention = {"qkv": (q + 2 * kv, "qkv_proj")} if a.fused_qkv else {"q": (q, "q_proj"), "k": (kv, "k_proj"), "v": (kv, "v_proj")}
-    gates = {"gate_up": (2 * mlp, "gate_up_proj")} if a.fused_gate_up else {"gate": (mlp, "gate_proj"), "up": (mlp, "up_proj")}
+    attention = (
+        {"qkv": (q + 2 * kv, "qkv_proj")}
+        if a.fused_qkv
+        else {"q": (q, "q_proj"), "k": (kv, "k_proj"), "v": (kv, "v_proj")}
+    )
+    gates = (
+        {"gate_up": (2 * mlp, "gate_up_proj")}
+        if a.fused_gate_up
+        else {"gate": (mlp, "gate_proj"), "up": (mlp, "up_proj")}
+    )
     sites = [Site(EMBEDDING, "embedding", -1, (a.vocab_size, a.hidden_size), "tokens", "", False)]
     for layer in range(a.num_layers):
         at = f"model.layers.{layer}"
         rows: list[tuple[str, int, int, str, str]] = []
-        rows += [(kind, m, a.hidden_size, f"self_attn.{module}", "attention") for kind, (m, module) in attention.items()]
+        rows += [
+            (kind, m, a.hidden_size, f"self_attn.{module}", "attention") for kind, (m, module) in attention.items()
+        ]
         rows += [("o", a.hidden_size, q, "self_attn.o_proj", "attention_output")]
         rows += [(kind, m, a.hidden_size, f"mlp.{module}", "mlp") for kind, (m, module) in gates.items()]
         rows += [("down", a.hidden_size, mlp, "mlp.down_proj", "mlp_inner")]
@@ -178,7 +193,11 @@ def architecture_of(config: Any) -> Architecture:
         rotary_dim=rope.dim,
         rope_scale=rope.scale,
         bos_token_id=config.bos_token_id,
-        eos_token_ids=() if eos is None else (int(eos),) if isinstance(eos, int) else tuple(int(token) for token in eos),
+        eos_token_ids=()
+        if eos is None
+        else (int(eos),)
+        if isinstance(eos, int)
+        else tuple(int(token) for token in eos),
         biased=_biased(config, family),
     )
     _check(architecture)
@@ -186,7 +205,9 @@ def architecture_of(config: Any) -> Architecture:
 
 
 def _activation(config: Any, family: str) -> str:
-    if family == "gemma":  # released Gemma configs say "gelu" in hidden_act and mean the tanh form, as transformers computes it
+    if (
+        family == "gemma"
+    ):  # released Gemma configs say "gelu" in hidden_act and mean the tanh form, as transformers computes it
         name = getattr(config, "hidden_activation", None) or "gelu_pytorch_tanh"
     else:
         name = config.hidden_activation if family in _GEMMA else config.hidden_act
@@ -215,7 +236,9 @@ def _layer_ropes(config: Any, family: str, layers: int) -> tuple[str, ...]:
 def _biased(config: Any, family: str) -> tuple[str, ...]:
     if family == "qwen2":
         return ("q", "k", "v")
-    attention = ("q", "k", "v", "o") if family not in ("mistral", "phi3") and getattr(config, "attention_bias", False) else ()
+    attention = (
+        ("q", "k", "v", "o") if family not in ("mistral", "phi3") and getattr(config, "attention_bias", False) else ()
+    )
     mlp = ("gate", "up", "down") if family in ("llama", "smollm3") and getattr(config, "mlp_bias", False) else ()
     return attention + mlp
 
@@ -252,7 +275,16 @@ def _read(key: str, value: Any, hint: Any) -> Any:
 
 def _check(a: Architecture) -> None:
     """Ranges and the agreements between fields; InputError naming the first that fails."""
-    counts = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "max_position")
+    counts = (
+        "hidden_size",
+        "intermediate_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position",
+    )
     tokens = [*a.eos_token_ids, *([a.bos_token_id] if a.bos_token_id is not None else [])]
     rules = {
         "family": a.family in SUPPORTED,

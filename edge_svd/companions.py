@@ -1,6 +1,8 @@
-"""The files that travel beside the weights: configurations, tokenizer, licence and model card, as small as they can be.
+"""The files that travel beside the weights: configurations, tokenizer, licence and model card, as small as they can
+be.
 
-Every byte counts against the user's budget, so JSON is written without spaces, and the tokenizer in its shortest equivalent form.
+Every byte counts against the user's budget, so JSON is written without spaces, and the tokenizer in its shortest
+equivalent form.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _CONFIG_NOISE = ("auto_map", "quantization_config", "torch_dtype", "dtype", "tra
 
 
 def compact_tokenizer(tokenizer: Any) -> bytes:
-    """tokenizer.json of a fast tokenizer without padding, truncation or spaces, its merges as "a b" where that reads back the same."""
+    """tokenizer.json of a fast tokenizer without padding, truncation or spaces, its merges as "a b" where that
+    reads back the same.
+    """
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -48,9 +52,16 @@ def compact_tokenizer(tokenizer: Any) -> bytes:
 
 
 def companions(
-    name: str, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Any, architecture: Architecture, licence: bytes
+    name: str,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tokenizer: Any,
+    architecture: Architecture,
+    licence: bytes,
 ) -> dict[str, bytes]:
-    """File name → content; `config` and `generation` are the source's JSON objects, `licence` is empty if the source has none."""
+    """File name → content; `config` and `generation` are the source's JSON objects, `licence` is empty if the
+    source has none.
+    """
     special = special_tokens(tokenizer, architecture)
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _CONFIG_NOISE}
     kept |= {"bos_token_id": architecture.bos_token_id, "eos_token_id": _ids(architecture)}
@@ -148,9 +159,11 @@ def _notice(name: str) -> bytes:
 def _card(name: str, a: Architecture) -> bytes:
     return (
         f"# {name}, compressed by edge-svd\n\n"
-        f"A {a.family} decoder of {a.num_layers} layers, hidden size {a.hidden_size} and {a.vocab_size} tokens, for onnxruntime. "
+        f"A {a.family} decoder of {a.num_layers} layers, hidden size {a.hidden_size} and {a.vocab_size} tokens, "
+        f"for onnxruntime. "
         "`edge_svd.json` names the source model, its digest, the plan and the digest of every file; "
         "`measurements.json` holds what was measured.\n\n"
-        "Run it with `edge-svd run`, or with any tool that reads Optimum's decoder graphs or onnxruntime-genai's folders. "
+        "Run it with `edge-svd run`, or with any tool that reads Optimum's decoder graphs or "
+        "onnxruntime-genai's folders. "
         "The licence of the source model is in `LICENSE`.\n"
     ).encode()

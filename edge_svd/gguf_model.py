@@ -1,7 +1,7 @@
 """From a GGUF file to a transformers model and tokenizer.
 
-Llama, Qwen 2 and Qwen 3 files are read here, tensor by tensor, with the same result under every version of transformers; other
-architectures go through transformers' own reader.
+Llama, Qwen 2 and Qwen 3 files are read here, tensor by tensor, with the same result under every version of
+transformers; other architectures go through transformers' own reader.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def gguf_config(file: GgufFile) -> Any:
-    """The transformers configuration of a file of one of FAMILIES; InputError naming what it lacks or cannot express."""
+    """The transformers configuration of a file of one of FAMILIES; InputError naming what it lacks or cannot
+    express.
+    """
     from transformers import AutoConfig
 
     meta, family = file.metadata, str(file.metadata.get("general.architecture"))
@@ -55,12 +57,16 @@ def gguf_config(file: GgufFile) -> Any:
         raise InputError(f"The GGUF file {file.path} holds a mixture of experts, which is not supported.")
     scaling = str(get("rope.scaling.type", "none"))
     if scaling not in ("none", "linear") or "rope_freqs.weight" in file.tensors:
-        raise InputError(f"The GGUF file {file.path} scales its rotary frequencies; give the original model folder instead.")
+        raise InputError(
+            f"The GGUF file {file.path} scales its rotary frequencies; give the original model folder instead."
+        )
     if "token_embd.weight" not in file.tensors:
         raise InputError(f"The GGUF file {file.path} lacks the tensor token_embd.weight.")
     heads, hidden = int(get("attention.head_count")), int(get("embedding_length"))
     values = {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]],
+        "architectures": [
+            {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}[family]
+        ],
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": int(get("feed_forward_length")),
@@ -71,7 +77,9 @@ def gguf_config(file: GgufFile) -> Any:
         "max_position_embeddings": int(get("context_length")),
         "rms_norm_eps": float(get("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(get("rope.freq_base", 10000.0)),
-        "rope_scaling": {"rope_type": "linear", "factor": float(get("rope.scaling.factor"))} if scaling == "linear" else None,
+        "rope_scaling": {"rope_type": "linear", "factor": float(get("rope.scaling.factor"))}
+        if scaling == "linear"
+        else None,
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": family == "llama" and "blk.0.attn_q.bias" in file.tensors,
         "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
@@ -82,17 +90,25 @@ def gguf_config(file: GgufFile) -> Any:
 
 
 def gguf_weights(file: GgufFile, model: Any) -> None:
-    """Fill a transformers model in place, one tensor at a time; InputError naming a tensor that is missing or misshapen."""
+    """Fill a transformers model in place, one tensor at a time; InputError naming a tensor that is missing or
+    misshapen.
+    """
     import torch
 
     architecture = architecture_of(model.config)
     owned = [site for site in sites_of(architecture) if not site.tied_to]
-    names = {f"{site.name}.weight" for site in owned} | {f"{site.name}.bias" for site in owned if site.bias} | set(norms_of(architecture))
+    names = (
+        {f"{site.name}.weight" for site in owned}
+        | {f"{site.name}.bias" for site in owned if site.bias}
+        | set(norms_of(architecture))
+    )
     parameters = dict(model.named_parameters())
     for name in sorted(names):
         values = _tensor(file, _source_name(name), name, architecture)
         if values.shape != tuple(parameters[name].shape):
-            raise InputError(f"The tensor {_source_name(name)} of {file.path} has the shape {values.shape}, not the one of {name}.")
+            raise InputError(
+                f"The tensor {_source_name(name)} of {file.path} has the shape {values.shape}, not the one of {name}."
+            )
         with torch.no_grad():
             parameters[name].copy_(torch.from_numpy(values))
 
@@ -117,7 +133,9 @@ def gguf_tokenizer(file: GgufFile) -> Any | None:
         raise InputError(f"The tokenizer of the GGUF file {file.path} is damaged ({error}).") from None
     backend.pre_tokenizer = pre_tokenizers.Sequence(_pre_tokenizers(kind))
     backend.decoder = decoders.ByteLevel()
-    marked = [(token, kind) for token, kind in zip(tokens, types or [], strict=False) if kind in (_CONTROL, _USER_DEFINED)]
+    marked = [
+        (token, kind) for token, kind in zip(tokens, types or [], strict=False) if kind in (_CONTROL, _USER_DEFINED)
+    ]
     backend.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL) for token, kind in marked])
 
     def named(role: str) -> str | None:
@@ -130,7 +148,12 @@ def gguf_tokenizer(file: GgufFile) -> Any | None:
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, vocabulary[bos])]
         )
-    special = {"bos_token": named("bos"), "eos_token": named("eos"), "unk_token": named("unknown"), "pad_token": named("padding")}
+    special = {
+        "bos_token": named("bos"),
+        "eos_token": named("eos"),
+        "unk_token": named("unknown"),
+        "pad_token": named("padding"),
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,
@@ -153,7 +176,9 @@ def _pre_tokenizers(kind: str) -> list[Any]:
 def _source_name(name: str) -> str:
     """GGUF's name of transformers' tensor `name`."""
     if name in (f"{EMBEDDING}.weight", "model.norm.weight", f"{HEAD}.weight"):
-        return {f"{EMBEDDING}.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}.get(name, "output.weight")
+        return {f"{EMBEDDING}.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}.get(
+            name, "output.weight"
+        )
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
     module, _, suffix = rest.rpartition(".")
     return f"blk.{layer}.{_MODULES[module]}.{suffix}"

@@ -1,7 +1,7 @@
 """Open a model from wherever it is: a hub id, a folder, a GGUF file, or the demonstration.
 
-The result is a transformers model in float32 without gradients, its tokenizer, our own description of its architecture, and
-digests that depend on the numbers and not on how the source stored them.
+The result is a transformers model in float32 without gradients, its tokenizer, our own description of its
+architecture, and digests that depend on the numbers and not on how the source stored them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class OpenedModel:
         )
 
     def norms(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
-        """Name → effective norm weight, fp32: Gemma stores w and multiplies by 1 + w, and 1 + w is what this returns."""
+        """Name → effective norm weight, fp32: Gemma stores w and multiplies by 1 + w, and 1 + w is what this
+        returns.
+        """
         offset = np.float32(1.0 if self.architecture.family.startswith("gemma") else 0.0)
         return {name: self.model.get_parameter(name).numpy() + offset for name in norms_of(self.architecture)}
 
@@ -86,13 +88,18 @@ class OpenedModel:
             if hasattr(base, "rotary_emb_local"):  # transformers 4 has two modules, 5 has two buffers in one
                 tables[LOCAL] = base.rotary_emb_local
             else:
-                tables, prefix = dict.fromkeys((GLOBAL, LOCAL), base.rotary_emb), {GLOBAL: "full_attention_", LOCAL: "sliding_attention_"}
+                tables, prefix = (
+                    dict.fromkeys((GLOBAL, LOCAL), base.rotary_emb),
+                    {GLOBAL: "full_attention_", LOCAL: "sliding_attention_"},
+                )
         used = sorted(set(self.architecture.layer_ropes) - {""})
         return {key: getattr(tables[key], f"{prefix[key]}inv_freq").float().numpy().copy() for key in used}
 
 
 def open_model(name: str) -> OpenedModel:
-    """Open `smollm2-demo`, a `.gguf` file, a local folder or a hub id; InputError, one sentence, if that cannot be done."""
+    """Open `smollm2-demo`, a `.gguf` file, a local folder or a hub id; InputError, one sentence, if that cannot be
+    done.
+    """
     with _quiet():
         if name == demo.NAME:
             return _open_gguf(demo.demo_model(), demo.MODEL)
@@ -157,8 +164,13 @@ def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedMod
         found = "only pickled weights, which are never read" if any(folder.glob("*.bin")) else "no weights"
         raise InputError(f"{where} has {found}; safetensors files are needed.")
     with _one_sentence(f"{where} cannot be opened"):
-        model, loading = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **_loading(architecture))
-    odd = sorted(str(key[0] if isinstance(key, tuple) else key) for key in {*loading["missing_keys"], *loading["mismatched_keys"]})
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **_loading(architecture)
+        )
+    odd = sorted(
+        str(key[0] if isinstance(key, tuple) else key)
+        for key in {*loading["missing_keys"], *loading["mismatched_keys"]}
+    )
     if odd:
         raise InputError(f"{where} lacks the tensor {odd[0]}, or holds it in another shape than its config.json says.")
     config_json = companion_files.read_object(_file(source, folder, "config.json"))
@@ -169,7 +181,13 @@ def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedMod
 
 
 def _opened(
-    name: str, model: Any, tokenizer: Any, architecture: Architecture, config: dict[str, Any], generation: dict[str, Any], licence: bytes
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    architecture: Architecture,
+    config: dict[str, Any],
+    generation: dict[str, Any],
+    licence: bytes,
 ) -> OpenedModel:
     import torch
 
@@ -180,7 +198,9 @@ def _opened(
             raise InputError(f"The tensor {parameter_name} of {name} holds NaN or infinite values.")
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= architecture.vocab_size:
-        raise InputError(f"The tokenizer of {name} has ids up to {highest}, but the model has {architecture.vocab_size} embeddings.")
+        raise InputError(
+            f"The tokenizer of {name} has ids up to {highest}, but the model has {architecture.vocab_size} embeddings."
+        )
     ends = generation.get("eos_token_id")
     if ends is not None:
         architecture = replace(architecture, eos_token_ids=(ends,) if isinstance(ends, int) else tuple(ends))
@@ -192,7 +212,9 @@ def _tokenizer(source: str, where: str, folder: Path | None) -> Any:
     from transformers import AutoTokenizer
 
     if folder and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise InputError(f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}); copy the model's tokenizer files into it.")
+        raise InputError(
+            f"{where} has no tokenizer ({', '.join(_TOKENIZER_FILES[:3])}); copy the model's tokenizer files into it."
+        )
     with _one_sentence(f"The tokenizer of {source} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True)
     if not getattr(tokenizer, "is_fast", False):
@@ -234,7 +256,9 @@ def _file(source: str, folder: Path | None, name: str) -> Path:
         return folder / name
     from transformers.utils import cached_file
 
-    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    found = cached_file(
+        source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
     return Path(found or "none")
 
 

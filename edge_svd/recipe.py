@@ -46,14 +46,11 @@ class Recipe:
 
 
 # What each key may hold in the file, and how that is said to a person.
-_STRING, _COUNT = (str,), (int,)
+_NUMBERS = ("context", "prompt_chunk", "calibration_windows", "calibration_window", "seed", "min_decode_tps")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    **{key: (_STRING, "a string") for key in ("summary", "model", "device", "method", "allocation", "candidates")},
+    **{key: ((str,), "a string") for key in ("summary", "model", "device", "method", "allocation", "candidates")},
     **{key: ((str, int), 'a size like "64MB"') for key in ("size", "ram")},
-    **{
-        key: (_COUNT, "a whole number")
-        for key in ("context", "prompt_chunk", "calibration_windows", "calibration_window", "seed")
-    },
+    **{key: ((int,), "a whole number") for key in _NUMBERS},
     "min_decode_tps": ((int, float), "a number"),
     "calibration": ((str, list), "a source or a list of sources"),
 }
@@ -84,7 +81,7 @@ def load_recipe(name: str) -> Recipe:
 def parse_recipe(content: bytes, name: str, file: str) -> Recipe:
     """The recipe in a TOML file's bytes; `file` is what messages call it. Raises InputError naming key and file."""
     try:
-        table = tomllib.loads(content.decode("utf-8"))
+        table: dict[str, Any] = tomllib.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"The recipe {file} is not valid TOML: {error}.") from error
     for key, value in table.items():
@@ -93,7 +90,7 @@ def parse_recipe(content: bytes, name: str, file: str) -> Recipe:
         kinds, words = _KINDS[key]
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise InputError(f"The key {key!r} of the recipe {file} must be {words}, not {value!r}.")
-        if kinds in (_COUNT, (int, float)) and not value >= (0 if key == "seed" else 1):
+        if key in _NUMBERS and not (table[key] > 0 or key == "seed" and table[key] == 0):  # NaN is neither
             raise InputError(f"The key {key!r} of the recipe {file} must be positive, not {value}.")
     for key in ("model", "summary"):
         if not table.get(key):

@@ -25,13 +25,16 @@ class Rotary:
 
 
 def rotary_of(config: Any, family: str, head_dim: int) -> Rotary:
-    """Read the rotary part of a transformers configuration (version 4 or 5); InputError if its table is not constant."""
+    """Read the rotary part of a transformers configuration (version 4 or 5); InputError if its table is not
+    constant.
+    """
     parameters = _parameters(config)
     kind = str(parameters.get("rope_type") or parameters.get("type") or "default")
     kind = "longrope" if kind in ("su", "yarn") and "short_factor" in parameters else kind
     if kind not in CONSTANT:
         raise InputError(
-            f"This {family} model uses the rotary type {kind!r}, whose frequencies change with the length of the input; "
+            f"This {family} model uses the rotary type {kind!r}, whose frequencies change with the length of "
+            f"the input; "
             f"supported are {', '.join(CONSTANT)}."
         )
     partial = parameters.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
@@ -42,7 +45,9 @@ def rotary_of(config: Any, family: str, head_dim: int) -> Rotary:
     if kind == "yarn":
         scale = _yarn_scale(parameters)
     elif kind == "longrope":
-        original = getattr(config, "original_max_position_embeddings", None) or parameters.get("original_max_position_embeddings")
+        original = getattr(config, "original_max_position_embeddings", None) or parameters.get(
+            "original_max_position_embeddings"
+        )
         original = int(original or max_position)
         scale = _longrope_scale(parameters, max_position, original)
         max_position = min(max_position, original)

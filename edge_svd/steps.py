@@ -13,7 +13,8 @@ from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import Estimator
 from edge_svd.calibrate.run import calibrate, statistics_key
 from edge_svd.calibrate.statistics import Statistics, cache_key
-from edge_svd.calibrate.text import CalibrationText, parse_source, windows_from
+from edge_svd.calibrate.sources import parse_source
+from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
 from edge_svd.export.documents import context_length
 from edge_svd.export.size import exact_sizes

@@ -4,8 +4,8 @@ Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory
 
     int8       one product.
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
-    low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes of
-               A are added before B reads them twice. Without 16-bit components that is just two products.
+    low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
+               of A are added before B reads them twice. Without 16-bit components that is just two products.
 
 Scales lie in the file once a row, as bfloat16; Cast and Mul spread them over the blocks inside the graph and onnxruntime
 folds both at load. The scale of a component belongs to A, so B needs no scale in the file at all.
@@ -24,11 +24,12 @@ from edge_svd.export import planes
 from edge_svd.export.graph import BFLOAT16, FLOAT, MICROSOFT, UINT8, Array, Builder, Reader
 from edge_svd.formats import SiteFormat, padded
 
-BLOCKS = (64, 32, 16)
-"""Block sizes of MatMulNBits by preference: 64 costs 6% more memory than 128 saves time, and divides more widths."""
+BLOCKS = (32, 16)
+"""Block sizes of MatMulNBits by preference. A block shares one activation scale, and that decides accuracy: SmolLM2 with
+every matrix in int8 differs from its checkpoint by KL 0.0078, 0.0067, 0.0036, 0.0020 nats for blocks of 128, 64, 32, 16."""
 
 ACCURACY_LEVEL = 4
-"""int8 activations; every lower level is 30 to 130 times slower with 8-bit weights."""
+"""int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""
 
 
 def block_size(*widths: int) -> int:

@@ -32,7 +32,7 @@ def exact_sizes(
     biases: frozenset[str] = frozenset(),
     context: int | None = None,
 ) -> dict[str, int]:
-    """File name → bytes of the bundle that `export_bundle` would write; `companions` gives the sizes of what travels along.
+    """File name → bytes of the bundle that `export_bundle` would write; `companions` gives sizes of what travels along.
 
     The graphs are built as for the export (offsets follow from shapes); digests in the manifest have a fixed length.
     """

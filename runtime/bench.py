@@ -23,7 +23,7 @@ def bench(
     context: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     spinning: bool = True,
-    arena: bool = False,
+    arena: bool = True,
 ) -> dict[str, Any]:
     """Measure a bundle in a fresh Python process.
 

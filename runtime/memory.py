@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,14 @@ def peak_rss_bytes() -> int | None:
 def anonymous_bytes() -> int | None:
     """Resident bytes now that no file backs, so that cannot be evicted."""
     return _field("RssAnon")
+
+
+def release_free_memory() -> None:
+    """Give memory that was freed but kept by the C library back to the system, where that library is glibc."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _field(name: str) -> int | None:

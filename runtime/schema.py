@@ -90,6 +90,8 @@ class Manifest:
         version = value.get("schema")
         if type(version) is not int:
             raise _wrong("schema", "an integer", version)
+        if not -_MAX_INT <= version <= _MAX_INT:
+            raise _wrong("schema", "an integer", version)
         if version > SCHEMA:
             raise BundleError(
                 f"The bundle was written for a newer version of edge-svd (schema {version}, this one reads "

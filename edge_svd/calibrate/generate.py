@@ -1,12 +1,14 @@
 """`--calibration self`: the dense model writes the text on which it is then measured.
 
-Rows of a batch are sampled in step, one token a step each, so no window ever holds padding. A row starts with an opening; when
-the model ends a text, the row goes on with another opening behind the end token, as documents are packed when models are trained.
+Rows of a batch are sampled in step, one token a step each, so no window ever holds padding. A row starts with an
+opening; when the model ends a text, the row goes on with another opening behind the end token, as documents are
+packed when models are trained.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +24,8 @@ from edge_svd.calibrate.openings import REQUESTS, TEXTS
 from edge_svd.companions import chat_template
 from edge_svd.errors import InputError
 
-TEMPERATURE = 1.0
 TOP_P = 0.95
+"""At temperature 1: the model's own distribution without the tail that makes small models drift into noise."""
 TOP_K = 256
 """The nucleus is looked for among this many tokens: sorting a whole vocabulary would cost as much as a layer."""
 
@@ -39,7 +41,9 @@ def opening_ids(tokenizer: Any, seed: int) -> list[list[int]]:
     for request in REQUESTS:
         if template:
             turn = [{"role": "user", "content": request}]
-            texts.append(tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True))
+            texts.append(
+                tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
+            )
         else:
             texts.append(request)
     rows = [list(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -59,16 +63,22 @@ def write_windows(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Sample `count` windows of exactly `window` tokens, int64 [count, window].
 
-    `model` is the dense float32 model. `progress(done, total)` is told the tokens written. The same seed, model, processor and
-    thread count give the same tokens. InputError if the window is longer than the model's context or the logits are not finite.
+    `model` is the dense float32 model. `progress(done, total)` is told the tokens written. The same seed, model,
+    processor and thread count give the same tokens. InputError if the window is longer than the model's context or
+    the logits are not finite.
     """
     if window > architecture.max_position:
-        raise InputError(f"A calibration window of {window} tokens is longer than the model's context of {architecture.max_position}.")
+        raise InputError(
+            f"A calibration window of {window} tokens is longer than the model's context of "
+            f"{architecture.max_position}."
+        )
     openings = opening_ids(tokenizer, seed)
     result = np.empty((count, window), np.int64)
     with torch.inference_mode(), _fast(model) as writer:
         dtype = next(writer.parameters()).dtype
-        row_bytes = 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * window * dtype.itemsize
+        row_bytes = (
+            2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * window * dtype.itemsize
+        )
         batch = max(1, min(BATCH, count, CACHE_BYTES // row_bytes))
         cache = _Buffers(architecture, batch, window, dtype)
         for start in range(0, count, batch):
@@ -77,9 +87,13 @@ def write_windows(
             cache.restart(rows)
             queues = [deque(openings[(start + row) % len(openings)]) for row in range(rows)]
             following = [start + row + count for row in range(rows)]
+
+            def tell(step: int, rows: int = rows, start: int = start) -> None:
+                if progress:
+                    progress(start * window + rows * step, count * window)
+
             result[start : start + rows] = _batch(
-                writer, architecture, cache, queues, following, openings, window, generator,
-                lambda step, rows=rows, start=start: progress(start * window + rows * step, count * window) if progress else None,
+                writer, architecture, cache, queues, following, openings, window, generator, tell
             )
     return result
 
@@ -123,11 +137,13 @@ def _batch(
 
 
 def sample(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Nucleus sampling: logits [rows, vocabulary] → int64 [rows]; InputError if they are not finite."""
-    total = torch.logsumexp(logits / TEMPERATURE, -1, keepdim=True)
+    """Nucleus sampling at temperature 1: logits [rows, vocabulary] → int64 [rows]; InputError if they are not
+    finite.
+    """
+    total = torch.logsumexp(logits, -1, keepdim=True)
     if not torch.isfinite(total).all():
         raise InputError("The dense model gives logits that are not finite while it writes calibration text.")
-    values, tokens = torch.topk(logits / TEMPERATURE, min(TOP_K, logits.shape[-1]), dim=-1)
+    values, tokens = torch.topk(logits, min(TOP_K, logits.shape[-1]), dim=-1)
     probabilities = torch.exp(values - total)
     before = torch.cumsum(probabilities, -1) - probabilities
     probabilities = torch.where(before < TOP_P, probabilities, torch.zeros_like(probabilities))
@@ -169,16 +185,19 @@ class _Buffers(Cache):
 
 @contextmanager
 def _fast(model: Any) -> Iterator[Any]:
-    """The model to sample from: a bfloat16 copy where the processor multiplies bfloat16 in hardware, else the model itself.
+    """The model to sample from: a bfloat16 copy where the processor multiplies bfloat16 in hardware, else the model
+    itself.
 
-    Sampling in bfloat16 is three times as fast there. The text is a sample of a distribution that is the dense model's up to
-    rounding; the statistics are taken from the float32 model, so nothing that is measured rests on the copy.
+    Sampling in bfloat16 is three times as fast there. The text is a sample of a distribution that is the dense
+    model's up to rounding; the statistics are taken from the float32 model, so nothing that is measured rests on
+    the copy.
     """
     if not has_bfloat16():
         yield model
         return
     rounded = {
-        id(parameter): torch.nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False) for parameter in model.parameters()
+        id(parameter): torch.nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+        for parameter in model.parameters()
     }
     yield copy.deepcopy(model, dict(rounded))
 
@@ -190,3 +209,14 @@ def has_bfloat16() -> bool:
     except OSError:
         return False
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def writer_key() -> dict[str, Any]:
+    """What, besides the model, the shape and the seed, decides the text that is written."""
+    return {
+        "openings": hashlib.sha256(repr((TEXTS, REQUESTS)).encode()).hexdigest(),
+        "sampling": [TOP_P, TOP_K, BATCH, CACHE_BYTES],
+        "bfloat16": has_bfloat16(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }

@@ -1,4 +1,6 @@
-"""How texts that the model writes for its own calibration begin: many kinds, because calibrating on one kind ruins the others."""
+"""How texts that the model writes for its own calibration begin: many kinds, because calibrating on one kind ruins
+the others.
+"""
 
 from __future__ import annotations
 

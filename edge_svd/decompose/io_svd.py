@@ -8,7 +8,7 @@ from edge_svd.decompose.two_sided import required, two_sided
 from edge_svd.decompose.whitening import Metric, whiten
 
 # Of the mean diagonal, on both sides. Large enough to hold the fp32 noise of the statistics down and to make Cholesky
-# provably safe, small beside the mean.
+# provably safe, and small enough to move the loss at half rank by 0.1 to 1% (five matrices of SmolLM2, layer 15).
 DAMPING = 1e-4
 
 
