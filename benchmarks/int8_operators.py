@@ -1,12 +1,12 @@
 """What one 576 x 1536 product costs in onnxruntime as different operators: time, memory, accuracy.
 
-Every operator runs in a fresh process on enough distinct matrices that none stays in a cache; the cost of what surrounds the products
-(one multiplication and one gather each, measured without a product between them) is subtracted.
+Every operator runs in a fresh process on enough distinct matrices that none stays in a cache; the cost of what
+surrounds the products (one multiplication and one gather each, measured without a product between them) is subtracted.
 
     python benchmarks/int8_operators.py [--matrices 80] [--threads 2] [--only NAME ...]
 
-Prints a table and writes benchmarks/results/int8_operators.json with the machine, the versions and the date. Times are the fastest of
-the repetitions beside the median: on a busy machine only the fastest means anything.
+Prints a table and writes benchmarks/results/int8_operators.json with the machine, the versions and the date. Times are
+the fastest of the repetitions beside the median: on a busy machine only the fastest means anything.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def weight(index: int) -> np.ndarray:
 
 
 def build(path: Path, make: Callable[[np.ndarray], Made], matrices: int) -> None:
-    """Products side by side on scaled copies of one input; of each, one column goes on, so that little else is measured."""
+    """Products side by side on scaled copies of one input; one column of each goes on, so little else is measured."""
     nodes, offset, tensors, columns = [], 0, [], []
     with open(path.with_suffix(".data"), "wb") as data:
         for index in range(matrices):
@@ -224,7 +224,7 @@ def memory() -> dict[str, float]:
 
 
 def measure(path: Path, matrices: int, threads: int) -> dict[str, float]:
-    """Run in a fresh process: times in microseconds a product, memory in MB for all, relative error of the first product."""
+    """In a fresh process: times in microseconds a product, memory in MB for all, relative error of the first one."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

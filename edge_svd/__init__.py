@@ -5,6 +5,7 @@ Importing this package is cheap: torch and transformers are imported only by the
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -12,6 +13,11 @@ __all__ = ["__version__", "load"]
 
 if TYPE_CHECKING:
     from edge_svd.loading import load
+
+# In a checkout the rooms export, kernels, runtime and recipes lie beside this package; an installation has them inside.
+_HERE = Path(__file__).parent
+if not (_HERE / "runtime").exists() and (_HERE.parent / "runtime" / "schema.py").is_file():
+    __path__.append(str(_HERE.parent))
 
 
 def __getattr__(name: str) -> Any:

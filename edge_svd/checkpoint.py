@@ -1,8 +1,9 @@
-"""The compressed checkpoint: a folder of safetensors with the rounded numbers that ship, plus what travels into the bundle.
+"""The compressed checkpoint: a folder of safetensors with the rounded numbers that ship, and what goes with them.
 
-    edge_svd_checkpoint.json   format version, architecture, the format of every matrix, plan, source model and its digest
-    weights/*.safetensors      `<site>.<suffix>` as `edge_svd.formats` names them, biases, effective norms, rotary frequencies;
-                               one file a layer, so that writing streams and an interrupted run keeps what it has
+    edge_svd_checkpoint.json   format version, architecture, the format of every matrix, plan, source model and digest
+    weights/*.safetensors      `<site>.<suffix>` as `edge_svd.formats` names them, biases, effective norms, rotary
+                               frequencies; one file a layer, so that writing streams and an interrupted run keeps
+                               what it has
     companions/                config, tokenizer, licence, model card: copied into the bundle unchanged
 
 numpy only: export reads it without torch.
@@ -55,7 +56,9 @@ class Checkpoint:
         path = Path(path)
         manifest = read_json(path / MANIFEST, "checkpoint manifest")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise InputError(f"The checkpoint {path} has an unknown format version; this edge-svd reads version {FORMAT}.")
+            raise InputError(
+                f"The checkpoint {path} has an unknown format version; this edge-svd reads version {FORMAT}."
+            )
         try:
             architecture = Architecture.from_json(manifest["architecture"])
             formats = {name: SiteFormat.from_json(value) for name, value in manifest["formats"].items()}

@@ -1,4 +1,7 @@
-"""The command line: one function a command, each calls one public function. Results go to stdout, everything else to stderr."""
+"""The command line: one function a command, each calls one public function.
+
+Results go to stdout, everything else to stderr.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an output of ours 
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of onnxruntime.")]
 Sources = Annotated[
     list[str] | None,
-    typer.Option("--calibration", help="Text file, .jsonl of prompts, hub:DATASET or self; SRC:WEIGHT; repeatable. Default: self."),
+    typer.Option(
+        "--calibration",
+        help="Text file, .jsonl of prompts, hub:DATASET or self; SRC:WEIGHT; repeatable. Default: self.",
+    ),
 ]
 Windows = Annotated[int, typer.Option("--calibration-windows", min=1, help="Calibration windows.")]
 Window = Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens a calibration window.")]
@@ -32,7 +38,9 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything tha
 Method = Annotated[str, typer.Option("--method", help="Decomposition; see `edge-svd methods`.")]
 Allocation = Annotated[str, typer.Option("--allocation", help="Rank allocation; see `edge-svd methods`.")]
 Candidates = Annotated[str | None, typer.Option("--candidates", help="Limit the planner, e.g. low-rank,int8,fp16.")]
-Context = Annotated[int | None, typer.Option("--context", min=2, help="KV-cache positions. Default: min(2048, the model's).")]
+Context = Annotated[
+    int | None, typer.Option("--context", min=2, help="KV-cache positions. Default: min(2048, the model's).")
+]
 
 
 def _version(value: bool) -> None:
@@ -43,7 +51,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -52,11 +62,17 @@ def _root(
 def fit(
     model: Annotated[str | None, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The bundle folder to write.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="Largest size of the bundle: 64MB, 64MiB, 0.5GB or bytes.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="Largest size of the bundle: 64MB, 64MiB, 0.5GB or bytes.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Named options; see `edge-svd recipes`.")] = None,
     calibration: Sources = None,
-    calibration_windows: Annotated[int | None, typer.Option("--calibration-windows", min=1, help="Calibration windows (128).")] = None,
-    calibration_window: Annotated[int | None, typer.Option("--calibration-window", min=2, help="Tokens a window (512).")] = None,
+    calibration_windows: Annotated[
+        int | None, typer.Option("--calibration-windows", min=1, help="Calibration windows (128).")
+    ] = None,
+    calibration_window: Annotated[
+        int | None, typer.Option("--calibration-window", min=2, help="Tokens a window (512).")
+    ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Decomposition (io-svd).")] = None,
     allocation: Annotated[str | None, typer.Option("--allocation", help="Rank allocation (second-order).")] = None,
     candidates: Candidates = None,
@@ -86,7 +102,13 @@ def fit(
     from edge_svd.fit import fit as run_fit
 
     result = run_fit(
-        options.model, options.out, options.target_bytes, options.calibration, options.planning, force=force, threads=threads
+        options.model,
+        options.out,
+        options.target_bytes,
+        options.calibration,
+        options.planning,
+        force=force,
+        threads=threads,
     )
     from edge_svd.report.fit_summary import fit_summary
 
@@ -187,7 +209,9 @@ def export(
 
     planned = context if context is not None else Checkpoint.open(checkpoint).plan.get("context")
     with step("Exporting") as tick:
-        export_bundle(checkpoint, out, context=planned, force=force, progress=lambda _, share: tick(int(100 * share), 100))
+        export_bundle(
+            checkpoint, out, context=planned, force=force, progress=lambda _, share: tick(int(100 * share), 100)
+        )
     size = open_bundle(out).file_bytes
     Output(json).result({"bundle": str(out), "file_bytes": size}, lambda: f"{out}: {size} bytes")
 
@@ -198,7 +222,9 @@ def evaluate(
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text file, plain or .gz.")],
     window: Annotated[int, typer.Option("--window", min=2, help="Tokens a window.")] = 512,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows, from the start of the text.")] = 64,
-    reference: Annotated[str | None, typer.Option("--reference", help="Dense model for KL(reference || target).")] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Dense model for KL(reference || target).")
+    ] = None,
     threads: Threads = 2,
     json: Json = False,
 ) -> None:
@@ -214,7 +240,9 @@ def evaluate(
         workstation()
         from edge_svd.evaluate.targets import evaluate_target
 
-        result = evaluate_target(target, text, window=window, windows=windows, reference=reference, threads=threads).to_json()
+        result = evaluate_target(
+            target, text, window=window, windows=windows, reference=reference, threads=threads
+        ).to_json()
     Output(json).result(result, lambda: score_line(result))
 
 

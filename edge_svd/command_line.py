@@ -59,7 +59,9 @@ def workstation() -> None:
     """InputError, with the command to install them, if the packages of the workstation side are missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f"This command needs {', '.join(missing)}; install them with: pip install 'edge-svd[compress]'.")
+        raise InputError(
+            f"This command needs {', '.join(missing)}; install them with: pip install 'edge-svd[compress]'."
+        )
 
 
 def deciding_target(target: str) -> bool:
@@ -89,6 +91,9 @@ def run_app(app: Callable[..., Any]) -> NoReturn:
     except Exception as error:  # the last line of defence of a command line
         if os.environ.get("EDGE_SVD_DEBUG"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(getattr(error, "message", ""), file=sys.stderr)
+            sys.exit(2)
         usage = getattr(error, "format_message", None)
         if usage is not None:
             _end(usage(), int(getattr(error, "exit_code", 2)))

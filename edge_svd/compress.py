@@ -12,12 +12,19 @@ import torch
 
 from edge_svd.architectures import Site
 from edge_svd.calibrate.statistics import Statistics
-from edge_svd.checkpoint import MANIFEST, NUMPY_DTYPES, WEIGHTS, Checkpoint, finish_checkpoint, has_weights, save_weights
+from edge_svd.checkpoint import (
+    MANIFEST,
+    NUMPY_DTYPES,
+    WEIGHTS,
+    Checkpoint,
+    finish_checkpoint,
+    has_weights,
+    save_weights,
+)
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.formats import SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
-from edge_svd.planner.components import component_table
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import context_of
@@ -40,14 +47,18 @@ def compress(
     """Write the checkpoint `out`; continue `out`.partial if an earlier run with the same plan was interrupted.
 
     Raises:
-        InputError: the plan does not fit the model or the statistics, or `out` exists (replaced only with `force`, and only
-            if it is a checkpoint).
+        InputError: the plan does not fit the model or the statistics, or `out` exists (replaced only with `force`,
+            and only if it is a checkpoint).
         Failure: NaN or Inf in a weight, disk full.
     """
     plan.check(opened.sites)
     statistics.require_model(opened.digest, opened.tokenizer_digest)
     if out.exists() and not ((out / MANIFEST).exists() and force):
-        what = "exists; pass --force to replace it" if (out / MANIFEST).exists() else "exists and is not a checkpoint of ours"
+        what = (
+            "exists; pass --force to replace it"
+            if (out / MANIFEST).exists()
+            else "exists and is not a checkpoint of ours"
+        )
         raise InputError(f"The output folder {out} {what}.")
     partial = out.with_name(out.name + ".partial")
     key = canonical_json({"plan": hashlib.sha256(plan.to_bytes()).hexdigest(), "model": opened.digest})
@@ -67,7 +78,9 @@ def compress(
             save_weights(partial, stem, arrays)
         else:
             done += len(sites)
-    save_weights(partial, "rest", opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()})
+    save_weights(
+        partial, "rest", opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
+    )
     progress(len(plan.sites), len(plan.sites))
     source = {"model": opened.name, "digest": opened.digest}
     finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions())
@@ -93,7 +106,7 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     with torch.no_grad():
         if fmt.kind == "low-rank":
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
-            parts = _low_rank(context, fmt)
+            parts = low_rank_parts(context, fmt)
         else:
             bits = 8 if fmt.kind == "int8" else 16
             q, scale = round_rows(_pad(weight), bits)
@@ -102,22 +115,26 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     for suffix, (dtype, shape) in tensors(site.shape, fmt).items():
         made = arrays[f"{site.name}.{suffix}"]
         if made.shape != shape or made.dtype != NUMPY_DTYPES[dtype]:
-            raise InputError(f"The plan asks for {suffix} of {site.name} as {dtype} {shape}, which this matrix cannot give.")
+            raise InputError(
+                f"The plan asks for {suffix} of {site.name} as {dtype} {shape}, which this matrix cannot give."
+            )
     if site.bias:
         arrays[f"{site.name}.bias"] = module.bias.detach().float().numpy()
     return arrays
 
 
-def _low_rank(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+def low_rank_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
     """The kept components; those whose rounding to int8 would cost most are the 16-bit ones."""
-    table = component_table(context)
+    table = context.components
     rank = fmt.k8 + fmt.k16
     wide = torch.zeros(rank, dtype=torch.bool)
     wide[torch.argsort(table.gain[:rank], descending=True, stable=True)[: fmt.k16]] = True
     parts: dict[str, torch.Tensor] = {}
     for bits, chosen in ((8, table.order[:rank][~wide]), (16, table.order[:rank][wide])):
         if len(chosen):
-            b, a, scale = round_components(context.factorization.b[:, chosen], _pad(context.factorization.a[chosen]), bits)
+            b, a, scale = round_components(
+                context.factorization.b[:, chosen], _pad(context.factorization.a[chosen]), bits
+            )
             parts |= {f"b{bits}": b, f"a{bits}": a, f"s{bits}": scale}
     return parts
 
@@ -131,4 +148,3 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.int16).numpy().view(NUMPY_DTYPES["bfloat16"])
     return tensor.contiguous().numpy()
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 from edge_svd.errors import Failure, InputError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(text: str) -> int:
@@ -24,10 +23,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     unit = match.group(2).upper() if match else ""
     if match is None or unit not in _UNITS:
-        raise InputError(f"Cannot read the size {text!r}; write it like 64MB, 64MiB, 0.5GB or a number of bytes.")
+        raise InputError(f"Cannot read the size {text[:40]!r}; write it like 64MB, 64MiB, 0.5GB or a number of bytes.")
     value = float(match.group(1)) * _UNITS[unit]
-    if not math.isfinite(value) or value < 1:
-        raise InputError(f"The size {text!r} must be at least one byte.")
+    if not 1 <= value < 2**63:
+        raise InputError(f"The size {text[:40]!r} must lie between one byte and 8 EiB.")
     return int(value)
 
 
@@ -72,7 +71,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a file through a temporary sibling, flushed to disk before the rename, so that no reader ever sees a half."""
+    """Write a file through a temporary sibling, flushed to disk before the rename: no reader ever sees a half."""
     path = Path(path)
     payload = data.encode() if isinstance(data, str) else data
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

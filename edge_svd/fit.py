@@ -30,6 +30,7 @@ PROOF_KL = 0.005
 
 PROOF_TOP1 = 0.95
 MEASURED_WINDOWS = 8
+CALIBRATION, PLANNING = Calibration(), Planning()
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ class FitResult:
     proof: Proof
 
     def to_json(self) -> dict[str, Any]:
-        predicted = {"file_bytes": self.plan.file_bytes, "peak_rss_bytes": None, "kl": self.plan.kl, "decode_tokens_per_s": None}
+        predicted = {
+            "file_bytes": self.plan.file_bytes,
+            "peak_rss_bytes": None,
+            "kl": self.plan.kl,
+            "decode_tokens_per_s": None,
+        }
         return {
             "bundle": str(self.bundle),
             "predicted": predicted,
@@ -56,8 +62,8 @@ def fit(
     model: str,
     out: Path,
     target_bytes: int,
-    calibration: Calibration = Calibration(),
-    planning: Planning = Planning(),
+    calibration: Calibration = CALIBRATION,
+    planning: Planning = PLANNING,
     *,
     force: bool = False,
     threads: int = 2,
@@ -80,13 +86,24 @@ def fit(
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"
     with step("Compressing") as tick:
-        checkpoint_is_current(checkpoint, plan) or compress(opened, plan, statistics, checkpoint, force=True, progress=tick)
+        checkpoint_is_current(checkpoint, plan) or compress(
+            opened, plan, statistics, checkpoint, force=True, progress=tick
+        )
     with step("Exporting") as tick:
-        export_bundle(checkpoint, exported, context=plan.context, force=True, progress=lambda _, share: tick(int(100 * share), 100))
+        export_bundle(
+            checkpoint,
+            exported,
+            context=plan.context,
+            force=True,
+            progress=lambda _, share: tick(int(100 * share), 100),
+        )
     proof = prove_bundle(checkpoint, exported, text, threads)
     measured = measure(opened, exported, text, proof, threads)
     if measured["file_bytes"] != plan.file_bytes:
-        raise Failure(f"The bundle has {measured['file_bytes']} bytes where the plan promised {plan.file_bytes}; please report this.")
+        raise Failure(
+            f"The bundle has {measured['file_bytes']} bytes where the plan promised {plan.file_bytes}; "
+            "please report this."
+        )
     with writing(out):
         replace_folder(exported, out)
         shutil.rmtree(partial, ignore_errors=True)
@@ -109,8 +126,9 @@ def prove_bundle(checkpoint: Path, bundle: Path, text: CalibrationText, threads:
         proof = prove(checkpoint, bundle, proof_windows(text), threads=threads)
     if proof.kl_mean > PROOF_KL or proof.top1_agreement < PROOF_TOP1:
         raise Failure(
-            f"The exported bundle does not compute what the checkpoint computes: KL {proof.kl_mean:.4f} nats per token (at most "
-            f"{PROOF_KL}), equal first choices {proof.top1_agreement:.1%} (at least {PROOF_TOP1:.0%}); the bundle was not written."
+            f"The exported bundle does not compute what the checkpoint computes: KL {proof.kl_mean:.4f} nats per token "
+            f"(at most {PROOF_KL}), equal first choices {proof.top1_agreement:.1%} (at least {PROOF_TOP1:.0%}); "
+            "the bundle was not written."
         )
     return proof
 

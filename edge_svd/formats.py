@@ -2,9 +2,9 @@
 
 The planner counts bytes from here, compress writes these tensors and export copies them, so the three cannot disagree.
 
-A 16-bit matrix is kept as 16-bit integers on a scale per row (`fp16` on the command line: two bytes a weight). onnxruntime's CPU
-provider widens IEEE halves to fp32, four resident bytes; 16-bit integers split into two int8 planes that the int8 kernels take as
-they are, and on rows without outliers they round more finely than halves do.
+A 16-bit matrix is kept as 16-bit integers on a scale per row (`fp16` on the command line: two bytes a weight).
+onnxruntime's CPU provider widens IEEE halves to fp32, four resident bytes; 16-bit integers split into two int8 planes
+that the int8 kernels take as they are, and on rows without outliers they round more finely than halves do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SiteFormat:
         if self.kind == "low-rank":
             if self.k8 < 0 or self.k16 < 0 or self.k8 + self.k16 == 0 or self.k8 % ALIGNMENT or self.k16 % ALIGNMENT:
                 raise InputError(
-                    f"A low-rank format needs ranks that are multiples of {ALIGNMENT} and not both zero, got {self.k8} and {self.k16}."
+                    f"A low-rank format needs ranks that are multiples of {ALIGNMENT} and not both zero, "
+                    f"got {self.k8} and {self.k16}."
                 )
         elif self.k8 or self.k16:
             raise InputError(f"Format {self.kind!r} takes no ranks, got {self.k8} and {self.k16}.")
@@ -52,7 +53,11 @@ class SiteFormat:
     @classmethod
     def from_json(cls, value: Any) -> SiteFormat:
         """Strict inverse of `to_json`; raises InputError on anything else."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str) or set(value) - {"kind", "k8", "k16"}:
+        if (
+            not isinstance(value, Mapping)
+            or not isinstance(value.get("kind"), str)
+            or set(value) - {"kind", "k8", "k16"}
+        ):
             raise InputError(f"A site's format must be an object with kind, k8 and k16, got {value!r}.")
         ranks = {key: value.get(key, 0) for key in ("k8", "k16")}
         if any(type(rank) is not int for rank in ranks.values()):

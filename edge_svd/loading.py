@@ -1,4 +1,4 @@
-"""Load a compressed checkpoint back as a transformers model that computes in fp32 with the rounded numbers that ship."""
+"""Load a compressed checkpoint as a transformers model that computes in fp32 with the rounded numbers that ship."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _with_buffers(model: Any, config: Any, checkpoint: Checkpoint) -> Any:
                     frequencies = torch.from_numpy(checkpoint.tensor(f"rotary.{table}.inv_freq"))
                     module.register_buffer(key, frequencies.clone(), persistent=False)
                 elif key == "embed_scale":
-                    module.register_buffer(key, torch.tensor(checkpoint.architecture.embedding_multiplier), persistent=False)
+                    module.register_buffer(
+                        key, torch.tensor(checkpoint.architecture.embedding_multiplier), persistent=False
+                    )
     for module in model.modules():
         if hasattr(module, "original_inv_freq"):
             module.original_inv_freq = module.inv_freq

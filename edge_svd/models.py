@@ -81,7 +81,7 @@ class OpenedModel:
 
     def rotary(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Key of `Architecture.layer_ropes` → inverse frequencies, fp32 [rotary_dim / 2]."""
-        base = self.model.base_model
+        base = self.model.model
         tables = {GLOBAL: base.rotary_emb}
         prefix = {GLOBAL: "", LOCAL: ""}
         if LOCAL in self.architecture.layer_ropes:

@@ -1,4 +1,4 @@
-"""Progress bars on stderr with an estimate of the time left; silent where stderr is not a terminal, but for one line a step."""
+"""Progress bars on stderr with an estimate of the time left; where stderr is no terminal, a few plain lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ def step(title: str) -> Iterator[Tick]:
         yield lambda done, total: None
         out.print(f"{title}: {time.monotonic() - started:.1f} s", markup=False)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=out) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

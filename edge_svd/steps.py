@@ -12,8 +12,8 @@ from edge_svd.allocate import allocation
 from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import Estimator
 from edge_svd.calibrate.run import calibrate, statistics_key
-from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.sources import parse_source
+from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
 from edge_svd.export.documents import context_length
@@ -59,18 +59,28 @@ def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationTe
     sources = [parse_source(text) for text in options.sources]
     with step("Calibration text") as tick:
         return windows_from(
-            sources, opened, window=options.window, count=options.windows, seed=options.seed, progress=tick, cache=cache_folder() / "text"
+            sources,
+            opened,
+            window=options.window,
+            count=options.windows,
+            seed=options.seed,
+            progress=tick,
+            cache=cache_folder() / "text",
         )
 
 
-def run_calibration(opened: OpenedModel, options: Calibration, out: Path | None = None) -> tuple[Statistics, CalibrationText]:
+def run_calibration(
+    opened: OpenedModel, options: Calibration, out: Path | None = None
+) -> tuple[Statistics, CalibrationText]:
     """Statistics for the model: from `out` or the cache where they exist, otherwise collected now.
 
     Errors as `calibrate.text.windows_from` and `calibrate.run.calibrate`.
     """
     text = calibration_text(opened, options)
     shape = (int(text.ids.shape[0]), int(text.ids.shape[1]))
-    key = statistics_key(opened.digest, opened.tokenizer_digest, text.source_digest, shape, options.seed, options.estimator)
+    key = statistics_key(
+        opened.digest, opened.tokenizer_digest, text.source_digest, shape, options.seed, options.estimator
+    )
     folder = out if out is not None else cache_folder() / "statistics" / cache_key(key)
     with step("Calibration") as tick:
         windows = torch.from_numpy(text.ids)
@@ -104,7 +114,9 @@ def run_plan(opened: OpenedModel, statistics: Statistics, prices: Survey, option
     context = context_length(architecture, options.context)
 
     def size_of(plan: Plan) -> dict[str, int]:
-        return exact_sizes(architecture, plan.formats, companions, origin, plan.to_json(), biases=biases, context=context)
+        return exact_sizes(
+            architecture, plan.formats, companions, origin, plan.to_json(), biases=biases, context=context
+        )
 
     return make_plan(prices, source, target_bytes=target_bytes, context=context, seed=options.seed, size_of=size_of)
 
@@ -115,5 +127,9 @@ def proof_windows(text: CalibrationText, windows: int = 64, length: int = 32) ->
     length = min(length, width)
     per = -(-windows // count)
     starts = [int(i * (width - length) / max(per - 1, 1)) for i in range(per)]
-    found = [text.ids[int(i * count / windows) if per == 1 else i, s : s + length].tolist() for s in starts for i in range(min(count, windows))]
+    found = [
+        text.ids[int(i * count / windows) if per == 1 else i, s : s + length].tolist()
+        for s in starts
+        for i in range(min(count, windows))
+    ]
     return found[:windows]

@@ -7,8 +7,8 @@ Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory
     low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
                of A are added before B reads them twice. Without 16-bit components that is just two products.
 
-Scales lie in the file once a row, as bfloat16; Cast and Mul spread them over the blocks inside the graph and onnxruntime
-folds both at load. The scale of a component belongs to A, so B needs no scale in the file at all.
+Scales lie in the file once a row, as bfloat16; Cast and Mul spread them over the blocks inside the graph and
+onnxruntime folds both at load. The scale of a component belongs to A, so B needs no scale in the file at all.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from edge_svd.export.graph import BFLOAT16, FLOAT, MICROSOFT, UINT8, Array, Buil
 from edge_svd.formats import SiteFormat, padded
 
 BLOCKS = (32, 16)
-"""Block sizes of MatMulNBits by preference. A block shares one activation scale, and that decides accuracy: SmolLM2 with
-every matrix in int8 differs from its checkpoint by KL 0.0078, 0.0067, 0.0036, 0.0020 nats for blocks of 128, 64, 32, 16."""
+"""Block sizes of MatMulNBits by preference. A block shares one activation scale, and that decides accuracy: SmolLM2
+with every matrix in int8 differs from its checkpoint by KL 0.0078, 0.0067, 0.0036, 0.0020 nats for blocks of 128, 64,
+32, 16.
+"""
 
 ACCURACY_LEVEL = 4
 """int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""

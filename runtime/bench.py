@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from edge_svd.runtime import errors
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.errors import Failure, InputError
 from edge_svd.runtime.session import DEFAULT_CHUNK, DEFAULT_CONTEXT
+
+_START = (
+    "import os, runpy, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
+    "runpy.run_module('edge_svd.runtime.bench_worker', run_name='__main__')"
+)
 
 
 def bench(
@@ -64,8 +70,8 @@ def bench(
         "spinning": spinning,
         "arena": arena,
     }
-    # -P keeps the current folder out of the search path: a checkout there would hide the installed package.
-    command = [sys.executable, "-P", "-m", "edge_svd.runtime.bench_worker", json.dumps(request)]
+    # The new process finds modules where this one does: the current folder may hold another copy of the package.
+    command = [sys.executable, "-P", "-c", _START, os.pathsep.join(sys.path), json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])

@@ -53,7 +53,9 @@ def test_sites_are_exactly_the_modules_of_transformers(family: str, tied: bool) 
     architecture = architecture_of(config)
     model = AutoModelForCausalLM.from_config(config)
     linear = {
-        name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
     }
     sites = {site.name: site for site in sites_of(architecture)}
     assert list(sites)[0] == "model.embed_tokens" and list(sites)[-1] == "lm_head"
@@ -112,12 +114,13 @@ def test_rotary_types() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
     architecture = architecture_of(config_of("llama", rope_scaling=yarn))
     assert architecture.rope_scale == pytest.approx(0.1 * math.log(4.0) + 1.0)
-    factors = {"rope_type": "longrope", "type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    factors = {"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
     phi = config_of("phi3", rope_scaling=factors, original_max_position_embeddings=64)
     architecture = architecture_of(phi)
     assert architecture.max_position == 64
     assert architecture.rope_scale == pytest.approx(math.sqrt(1 + math.log(4) / math.log(64)))
-    assert AutoModelForCausalLM.from_config(phi).model.rotary_emb.attention_scaling == pytest.approx(architecture.rope_scale)
+    rotary = AutoModelForCausalLM.from_config(phi).model.rotary_emb
+    assert rotary.attention_scaling == pytest.approx(architecture.rope_scale)
     with pytest.raises(InputError, match="dynamic"):
         architecture_of(config_of("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}))
 

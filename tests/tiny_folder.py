@@ -20,7 +20,8 @@ TEMPLATE = (
 def tiny_text(sentences: int = 900) -> str:
     """Plain prose-like text, the same at every call."""
     return " ".join(
-        f"The {WORDS[i % 12]} near the {WORDS[(i * 7 + 3) % 12]} keeps {i % 97} {WORDS[(i * 5 + 1) % 12]}s in its {WORDS[(i * i) % 12]}."
+        f"The {WORDS[i % 12]} near the {WORDS[(i * 7 + 3) % 12]} keeps {i % 97} {WORDS[(i * 5 + 1) % 12]}s "
+        f"in its {WORDS[(i * i) % 12]}."
         for i in range(sentences)
     )
 
@@ -32,7 +33,10 @@ def tiny_folder(path: Path, **changes: Any) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([tiny_text(100)], trainer)
     size = tokenizer.get_vocab_size()
@@ -58,6 +62,11 @@ def tiny_folder(path: Path, **changes: Any) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "chat_template": TEMPLATE}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<|endoftext|>",
+        "chat_template": TEMPLATE,
+    }
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     return path

@@ -1,4 +1,4 @@
-"""Rank-allocation strategies by name (METHODS: uniform, first-order, second-order): how components are ordered and priced."""
+"""Rank-allocation strategies by name (uniform, first-order, second-order): how components are ordered and priced."""
 
 from __future__ import annotations
 

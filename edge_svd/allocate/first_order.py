@@ -1,5 +1,8 @@
-"""`first-order` (IO-SVD, arXiv 2605.15626; Zero-Sum SVD, arXiv 2602.02848): score a component by the first-order change of the
-calibration loss when it is removed, |⟨∂L/∂W, b_r a_r⟩|, on windows that did not make the metric; prune the least sensitive."""
+"""`first-order` (IO-SVD, arXiv 2605.15626; Zero-Sum SVD, arXiv 2602.02848): prune the least sensitive components.
+
+A component's score is the first-order change of the calibration loss when it is removed, |⟨∂L/∂W, b_r a_r⟩|, on windows
+that did not make the metric.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ class FirstOrder:
     """Prune by the first-order change of the calibration loss per byte."""
 
     same_ratio = False
+    in_kl = False
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.argsort(sensitivity(factorization, site.gradient), descending=True, stable=True)
@@ -29,7 +33,7 @@ class FirstOrder:
         return torch.cat([scores.flip(0).cumsum(0).flip(0), scores.new_zeros(1)])
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
-        return abs(float((error * site.gradient).sum()))
+        return abs(float((error.double() * site.gradient).sum()))
 
 
 ALLOCATIONS.register("first-order")(FirstOrder())

@@ -1,4 +1,4 @@
-"""`second-order`: price everything by its predicted KL, which is comparable across matrices, and prune by KL per byte."""
+"""`second-order`: prune by predicted KL per byte, a price that is comparable across matrices."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ class SecondOrder:
     """Prune by predicted KL per byte (half a squared singular value of the two-sided metric)."""
 
     same_ratio = False
+    in_kl = True
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.arange(len(factorization.energy))

@@ -21,9 +21,11 @@ class Strategy(Protocol):
     """Orders the components of a matrix and prices its candidates; the planner then minimises the total price.
 
     `same_ratio` strategies do not trade between matrices: every matrix keeps the same share of its parameters.
+    `in_kl`: the price is the predicted KL itself, so corrections of predictions apply to it.
     """
 
     same_ratio: bool
+    in_kl: bool
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         """Component numbers [r], most valuable first; a rank k keeps the first k."""

@@ -24,8 +24,8 @@ LOGIT_BLOCK = 128
 class Estimator:
     """How the output metric is estimated; see `cotangents`.
 
-    `weighted`: an input's second moment weights each token by the summed ‖g‖² of the matrices that read it, so that tokens
-    that the output does not react to (massive activations of a first position) no longer dominate.
+    `weighted`: an input's second moment weights each token by the summed ‖g‖² of the matrices that read it, so that
+    tokens that the output does not react to (massive activations of a first position) no longer dominate.
     """
 
     kind: str = "sampled"

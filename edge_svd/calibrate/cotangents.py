@@ -1,7 +1,8 @@
 """Directions at the logits whose pull-back through the network makes the output metric of every matrix.
 
-KL(p ‖ p + δ) ≈ ½ δzᵀ (diag p − p pᵀ) δz. With cotangents ε such that E[ε εᵀ] = diag p − p pᵀ, the gradients g = (∂z/∂y)ᵀ ε satisfy
-E[g gᵀ] = C_out, the metric of y (IO-SVD, arXiv 2605.15626, output-side construction; Fisher identity for the sampled form).
+KL(p ‖ p + δ) ≈ ½ δzᵀ (diag p − p pᵀ) δz. With cotangents ε such that E[ε εᵀ] = diag p − p pᵀ, the gradients
+g = (∂z/∂y)ᵀ ε satisfy E[g gᵀ] = C_out, the metric of y (IO-SVD, arXiv 2605.15626, output-side construction; Fisher
+identity for the sampled form).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def cotangent(probabilities: torch.Tensor, estimator: str, index: int, k: int, g
     """Cotangents [tokens, vocabulary] at the logits for backward pass number `index`.
 
     `sampled`: p − e_y with y drawn from p: an unbiased draw of the whole curvature; average over passes.
-    `top-k`: s √p̂_i (e_i − p̂) for the index-th most probable token i, p̂ renormalised over the k most probable and s an independent
-    random sign at every position, without which positions would interfere; sum over the k passes.
+    `top-k`: s √p̂_i (e_i − p̂) for the index-th most probable token i, p̂ renormalised over the k most probable and s an
+    independent random sign at every position, without which positions would interfere; sum over the k passes.
     """
     if estimator == "sampled":
         drawn = torch.multinomial(probabilities, 1, generator=generator)

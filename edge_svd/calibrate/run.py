@@ -1,4 +1,4 @@
-"""The streamed pass over the calibration windows, resumable: moments on most windows, gradients on the held-out rest."""
+"""The streamed, resumable pass over the calibration windows: moments on most of them, gradients on the rest."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from edge_svd.architectures import Architecture, sites_of
 from edge_svd.calibrate.collect import Estimator, Moments, add_gradients, add_window, inner_sites
-from edge_svd.calibrate.statistics import GRADIENTS, MANIFEST, MOMENTS, Statistics, cache_key, manifest_bytes, packed
+from edge_svd.calibrate.statistics import GRADIENTS, HELD_OUT, MANIFEST, MOMENTS, Statistics, cache_key, manifest_bytes, packed
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, writing
 
-HELD_OUT = 8
+HELD_EVERY = 8
 """One window in this many is kept from the moments and used for first-order scores instead."""
 
 SAVE_EVERY = 32
@@ -27,8 +27,8 @@ Progress = Callable[[int, int], None]
 
 
 def split(count: int) -> tuple[list[int], list[int]]:
-    """Window numbers for the moments and, disjoint from them, for the gradients; one window serves both if there is only one."""
-    held = [i for i in range(count) if i % HELD_OUT == HELD_OUT - 1] or [count - 1]
+    """Window numbers for the moments and, disjoint from them, for the gradients; a single window serves both."""
+    held = [i for i in range(count) if i % HELD_EVERY == HELD_EVERY - 1] or [count - 1]
     return [i for i in range(count) if i not in set(held)] or held, held
 
 
@@ -81,6 +81,7 @@ def calibrate(
         if not (out / MOMENTS).exists():
             _moments(model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total))
         _gradients(model, architecture, windows, held, out, lambda done: progress(len(measured) + done, total))
+        _save({"ids": windows[held].contiguous()}, out / HELD_OUT, {})
         tokens = len(measured) * windows.shape[1]
         atomic_write(out / MANIFEST, manifest_bytes(key, tokens))
         (out / PARTIAL).unlink(missing_ok=True)

@@ -7,7 +7,8 @@ A folder with `statistics.json` (what they were computed from) and two safetenso
     head.variance       float64 [vocabulary]      E[p (1 − p)] per token
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
-and `gradients.safetensors` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see.
+`gradients.safetensors` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see, and
+`held_out.safetensors` with `ids` int64 [count, window], those windows, for checking predictions against measurements.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ FORMAT = 1
 MANIFEST = "statistics.json"
 MOMENTS = "moments.safetensors"
 GRADIENTS = "gradients.safetensors"
+HELD_OUT = "held_out.safetensors"
 
 
 def cache_key(key: Mapping[str, Any]) -> str:
-    """Digest of everything that statistics depend on: model, tokenizer and source digests, window, count, seed, estimator."""
+    """Digest of all that statistics depend on: digests of model, tokenizer and text, window, count, seed, estimator."""
     return hashlib.sha256(canonical_json(dict(key))).hexdigest()
 
 
@@ -86,6 +88,10 @@ class Statistics:
         """[m, n] float64, nats per token."""
         return self._tensor(GRADIENTS, site.name).double()
 
+    def held_out(self) -> torch.Tensor:
+        """[count, window] int64, the windows that made the gradients."""
+        return self._tensor(HELD_OUT, "ids")
+
     def head_metric(self, n: int) -> torch.Tensor:
         """[n, n] float64: the plain second moment of the head's input."""
         return self._symmetric("in.head", n)
@@ -106,4 +112,4 @@ def manifest_bytes(key: Mapping[str, Any], tokens: int) -> bytes:
 
 def packed(accumulator: SymmetricAccumulator, divisor: float) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Upper triangle over `divisor`; a site that no token reached keeps zeros."""
-    return accumulator.to_numpy_packed() / np.float32(divisor if divisor > 0 else 1.0)
+    return np.divide(accumulator.to_numpy_packed(), divisor if divisor > 0 else 1.0, dtype=np.float32)

@@ -45,14 +45,22 @@ def evaluate_target(
 
             from edge_svd.loading import load
 
-            model, tokenizer = load(target), AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True)
+            model, tokenizer = (
+                load(target),
+                AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True),
+            )
         else:
             opened = open_model(target)
             model, tokenizer = opened.model, opened.tokenizer
         ids = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
         _same_vocabulary(dense, model.config.vocab_size)
         return model_loss(
-            model, ids, window=window, windows=windows, reference=reference_model, progress=lambda done: tick(done, windows)
+            model,
+            ids,
+            window=window,
+            windows=windows,
+            reference=reference_model,
+            progress=lambda done: tick(done, windows),
         )
 
 

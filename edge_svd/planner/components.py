@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from edge_svd.formats import INT8_LIMIT
 from edge_svd.quantize.components import round_components
 
 if TYPE_CHECKING:
@@ -36,29 +37,37 @@ def component_table(context: SiteContext) -> ComponentTable:
     """Price every component in the KL metric, whatever metric the decomposition itself works in."""
     f = context.factorization
     order = context.strategy.order(f, context)
-    b, a = f.b[:, order], f.a[order]
-    cb, ca = context.c_out @ b, a @ context.c_in
-    overlap = (b.T @ cb) * (ca @ a.T)
+    b, a = f.b[:, order].float(), f.a[order].float()
+    c_out, c_in = context.c_out.float(), context.c_in.float()
+    cb, ca = c_out @ b, a @ c_in
+    overlap = ((b.T @ cb) * (ca @ a.T)).double()
     # tail[k] = ½ Σ_{i, j ≥ k} overlap: the loss of dropping everything from k on, cross terms included.
     tail = 0.5 * overlap.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
-    # What the factors leave out of W (directions a singular metric cannot see) costs nothing in that metric, but a method
-    # with another metric may be asked about it here.
-    rest = context.w - f.b @ f.a
-    base = max(0.5 * float(((context.c_out @ rest) * (rest @ context.c_in)).sum()), 0.0)
+    # What the factors leave out of W (directions a singular metric cannot see) costs nothing in that metric, but a
+    # method with another metric may be asked about it here.
+    rest = context.weight - (f.b @ f.a).float()
+    base = max(0.5 * float(((c_out @ rest) * (rest @ c_in)).sum(dtype=torch.float64)), 0.0)
     truncation = torch.cat([tail, tail.new_zeros(1)]) + base
-    rounding = {bits: _rounding_loss(b, a, cb, ca, context, bits) for bits in (8, 16)}
-    return ComponentTable(
-        order, truncation, context.strategy.tail(f, order, truncation, context), rounding[8], (rounding[8] - rounding[16]).clamp_min(0)
-    )
+    rounding = _rounding_loss(b, a, cb, ca, c_out, c_in)
+    # A 16-bit step is 256 times finer, its loss 65,536 times smaller.
+    gain = rounding * (1 - 2.0**-16)
+    return ComponentTable(order, truncation, context.strategy.tail(f, order, truncation, context), rounding, gain)
 
 
 def _rounding_loss(
-    b: torch.Tensor, a: torch.Tensor, cb: torch.Tensor, ca: torch.Tensor, context: SiteContext, bits: int
+    b: torch.Tensor, a: torch.Tensor, cb: torch.Tensor, ca: torch.Tensor, c_out: torch.Tensor, c_in: torch.Tensor
 ) -> torch.Tensor:
-    """½ ‖b_r a_r − s_r b̂_r â_r‖² in the metric, for every component [r]."""
-    b_q, a_q, scale = round_components(b, a, bits)
-    b_hat, a_hat = b_q.double() * scale.double(), a_q.double()
-    own = (b * cb).sum(0) * (a * ca).sum(1)
-    cross = (b_hat * cb).sum(0) * (a_hat * ca).sum(1)
-    other = (b_hat * (context.c_out @ b_hat)).sum(0) * (a_hat * (a_hat @ context.c_in)).sum(1)
-    return (0.5 * (own - 2 * cross + other)).clamp_min(0)
+    """½ ‖b_r a_r − b̂_r â_r‖² in the metric, for every component [r], int8.
+
+    The error is taken as (b − b̂) a + b̂ (a − â), so that nothing cancels.
+    """
+    b_q, a_q, scale = round_components(b, a, 8)
+    column = b.abs().amax(0) / INT8_LIMIT
+    column = torch.where(column > 0, column, torch.ones_like(column))
+    b_hat, a_hat = b_q.float() * column, a_q.float() * (scale.float() / column)[:, None]
+    db, da = b - b_hat, a - a_hat
+    cdb, cda = c_out @ db, da @ c_in
+    first = (db * cdb).sum(0) * (a * ca).sum(1)
+    cross = (b_hat * cdb).sum(0) * (da * ca).sum(1)
+    second = (b_hat * (cb - cdb)).sum(0) * (da * cda).sum(1)
+    return (0.5 * (first + 2 * cross + second)).clamp_min(0).double()

@@ -1,4 +1,4 @@
-"""A plan for a size budget: solve, count the exact bytes of the bundle that would follow, correct the budget, solve again."""
+"""A plan for a size budget: solve, count the exact bytes of the bundle that would follow, correct, solve again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edge_svd.planner.same_ratio import solve_same_ratio
 from edge_svd.planner.solver import Solution, solve
 from edge_svd.planner.survey import Survey
 
-ROUNDS = 12
+ROUNDS = 6
 
 SizeOf = Callable[[Plan], Mapping[str, int]]
 """Exact bytes of every file of the bundle that a plan leads to."""
@@ -24,8 +24,8 @@ def make_plan(
 ) -> Plan:
     """The best plan whose bundle is at most `target_bytes`.
 
-    What the weights may take is the target less everything else in the folder (graphs, tokenizer, manifest), which depends
-    a little on the plan itself; a few rounds settle it.
+    What the weights may take is the target less everything else in the folder (graphs, tokenizer, manifest), which
+    depends a little on the plan itself; a few rounds settle it.
 
     Raises:
         BudgetError: no plan is small enough; names the smallest reachable size and what dominates it.
@@ -63,7 +63,9 @@ def make_plan(
     return best if best is not None else smallest
 
 
-def _solve(survey: Survey, candidates: list[tuple[Candidate, ...]], costs: list[list[int]], budget: int) -> Solution | None:
+def _solve(
+    survey: Survey, candidates: list[tuple[Candidate, ...]], costs: list[list[int]], budget: int
+) -> Solution | None:
     if allocation(survey.allocation).same_ratio:
         return solve_same_ratio(survey.sites, candidates, budget)
     return solve(costs, [[c.score for c in found] for found in candidates], budget)
@@ -76,7 +78,8 @@ def _fixed(costs: list[list[int]], candidates: list[tuple[Candidate, ...]], choi
 
 def _price(plan: Plan, survey: Survey) -> float:
     return sum(
-        next(c.score for c in survey.candidates[name] if c.format == choice.format) for name, choice in plan.sites.items()
+        next(c.score for c in survey.candidates[name] if c.format == choice.format)
+        for name, choice in plan.sites.items()
     )
 
 
@@ -107,7 +110,7 @@ def _plan(
 
 
 def _sized(plan: Plan, size_of: SizeOf) -> Plan:
-    """The plan with its exact file_bytes; the number itself lies in the manifest, so its digits are settled by repetition."""
+    """The plan with its exact file_bytes; the number lies in the manifest, so its digits are settled by repetition."""
     for _ in range(4):
         total = sum(size_of(plan).values())
         if total == plan.file_bytes:
@@ -125,8 +128,9 @@ def _unreachable(smallest: Plan, target_bytes: int, size_of: SizeOf) -> BudgetEr
     parts |= {f"the file {name}": size for name, size in others.items()}
     dominant = max(parts, key=lambda part: parts[part])
     return BudgetError(
-        f"A bundle of {format_size(target_bytes)} cannot be reached: the smallest possible is {smallest.file_bytes} bytes "
-        f"({format_size(smallest.file_bytes)}), of which {dominant} takes {format_size(parts[dominant])}; allow at least that.",
+        f"A bundle of {format_size(target_bytes)} cannot be reached: the smallest possible is "
+        f"{smallest.file_bytes} bytes ({format_size(smallest.file_bytes)}), of which {dominant} takes "
+        f"{format_size(parts[dominant])}; allow at least that.",
         smallest=smallest.file_bytes,
         dominant=dominant,
     )

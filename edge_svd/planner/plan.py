@@ -1,4 +1,4 @@
-"""The plan: a small JSON file that says how every matrix is stored, what that costs and what it is predicted to lose."""
+"""The plan: a small JSON file that says how every matrix is stored, what that costs and what it should lose."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Plan:
         method, allocation, candidates, seed: what made it.
         context: KV-cache positions of the bundle.
         target_bytes: the budget; file_bytes: exact size of the bundle that follows from it.
-        kl: predicted KL(dense ‖ compressed), nats per token; bound: lower bound of the solver's objective; gap: relative.
+        kl: predicted KL(dense ‖ compressed), nats per token.
+        bound: lower bound of the solver's objective; gap: relative.
         sites: a choice for every matrix of its own, in forward order.
     """
 
@@ -107,7 +108,7 @@ class Plan:
         return canonical_json(self.to_json(), indent=1)
 
     def check(self, sites: tuple[Site, ...]) -> None:
-        """InputError unless the plan names exactly the model's matrices, with the byte counts that their formats have."""
+        """InputError unless the plan names exactly the model's matrices, with the byte counts of their formats."""
         own = {site.name: site for site in sites if not site.tied_to}
         if set(own) != set(self.sites):
             odd = sorted(set(own) ^ set(self.sites))[0]
@@ -115,7 +116,9 @@ class Plan:
         for name, choice in self.sites.items():
             expected = weight_bytes(own[name].shape, choice.format)
             if choice.bytes != expected:
-                raise InputError(f"The plan says {choice.bytes} bytes for {name}, but its format takes {expected}; correct the plan.")
+                raise InputError(
+                    f"The plan says {choice.bytes} bytes for {name}, but its format takes {expected}; correct the plan."
+                )
             if choice.format.kind == "low-rank" and choice.format.k8 + choice.format.k16 > min(own[name].shape):
                 raise InputError(f"The plan asks for a higher rank of {name} than its shape {own[name].shape} has.")
 

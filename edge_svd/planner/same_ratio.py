@@ -15,7 +15,10 @@ def solve_same_ratio(sites: Sequence[Site], candidates: Sequence[Sequence[Candid
     A matrix at ratio ρ takes the most accurate of its candidates with at most ρ · (bytes of its dense int8 form).
     """
     byte_counts = [[c.bytes for c in found] for found in candidates]
-    reference = [max((c.bytes for c in found if c.format.kind != "int16"), default=max(b)) for found, b in zip(candidates, byte_counts)]
+    reference = [
+        max((c.bytes for c in found if c.format.kind != "int16"), default=max(b))
+        for found, b in zip(candidates, byte_counts, strict=True)
+    ]
 
     def at(ratio: float) -> list[int]:
         picked = []

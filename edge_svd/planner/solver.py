@@ -1,9 +1,9 @@
 """Multiple-choice knapsack: one candidate per group, least total score within a byte budget, with a proven gap.
 
 The linear relaxation is solved exactly over the lower convex hulls of the groups (Sinha and Zoltners 1979, "The
-multiple-choice knapsack problem"): its value is a lower bound, and its slope λ gives every candidate a reduced cost. Candidates
-whose reduced cost exceeds the distance between the bound and the rounded-down solution cannot be part of a better one and are
-dropped; what is left, usually a few dozen, goes to HiGHS (scipy.optimize.milp).
+multiple-choice knapsack problem"): its value is a lower bound, and its slope λ gives every candidate a reduced cost.
+Candidates whose reduced cost exceeds the distance between the bound and the rounded-down solution cannot be part of a
+better one and are dropped; what is left, usually a few dozen, goes to HiGHS (scipy.optimize.milp).
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from edge_svd.errors import Failure
-
-NODE_LIMIT = 20_000
-RELATIVE_GAP = 1e-4
+NODE_LIMIT = 2_000
+RELATIVE_GAP = 5e-4
 
 
 @dataclass(frozen=True)
 class Solution:
-    """choice[g] indexes group g's candidates; `bound` is a lower bound of the optimum, gap = (score - bound) / score."""
+    """choice[g] indexes group g's candidates; `bound` is below the optimum, gap = (score - bound) / score."""
 
     choice: tuple[int, ...]
     cost: int
@@ -78,7 +76,7 @@ def solve(costs: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], bud
             spent += extra
             continue
         if not relaxed:
-            # The first step that does not fit fixes the relaxation; later, cheaper steps only improve the rounded solution.
+            # The first step that does not fit fixes the relaxation; later ones only improve the rounded solution.
             slope, relaxed = gain, True
             fraction = gain * (budget - spent)
             bound = sum(float(score[k][hulls[k][at[k]]]) for k in range(len(hulls))) - fraction
@@ -87,9 +85,10 @@ def solve(costs: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], bud
     total = sum(float(s[c]) for s, c in zip(score, choice, strict=True))
     if not relaxed:
         return Solution(tuple(choice), spent, total, total)
-    finished = _finish(cost, score, budget, slope, bound, choice, total)
+    finished, dual = _finish(cost, score, budget, slope, float(bound), choice, total)
     spent = sum(int(c[i]) for c, i in zip(cost, finished, strict=True))
-    return Solution(tuple(finished), spent, sum(float(s[i]) for s, i in zip(score, finished, strict=True)), bound)
+    reached = sum(float(s[i]) for s, i in zip(score, finished, strict=True))
+    return Solution(tuple(finished), spent, reached, max(float(bound), min(dual, reached)))
 
 
 def _finish(
@@ -100,8 +99,11 @@ def _finish(
     bound: float,
     choice: list[int],
     total: float,
-) -> list[int]:
-    """Exact finish over the candidates that reduced costs cannot exclude; falls back to the rounded solution."""
+) -> tuple[list[int], float]:
+    """Exact finish over the candidates that reduced costs cannot exclude, and HiGHS's lower bound for it.
+
+    A solution with an excluded candidate is no better than the rounded-down one, so the bound holds for the whole problem.
+    """
     kept: list[tuple[int, int]] = []
     slack = (total - bound) * (1 + 1e-9) + 1e-15
     for g in range(len(cost)):
@@ -110,25 +112,25 @@ def _finish(
         kept += [(g, i) for i in range(len(reduced)) if reduced[i] <= slack or i == choice[g]]
     base = min(float(score[g][i]) for g, i in kept)
     scale = max(max(float(score[g][i]) for g, i in kept) - base, 1e-30)
-    unit = max(1, budget // 2**24)
+    unit = max(1.0, budget / 2**24)
     groups = csr_array((np.ones(len(kept)), ([g for g, _ in kept], range(len(kept)))), shape=(len(cost), len(kept)))
-    # HiGHS works in doubles with absolute tolerances: costs in units of about 1e-7 of the budget, rounded up to stay feasible.
-    weights = csr_array(np.array([[-(-int(cost[g][i]) // unit) for g, i in kept]], dtype=np.float64))
+    # HiGHS works in doubles with an absolute tolerance of 1e-6: in these units that is less than a byte.
+    weights = csr_array(np.array([[int(cost[g][i]) / unit for g, i in kept]]))
     result = milp(
         c=np.array([(score[g][i] - base) / scale for g, i in kept]),
-        constraints=[LinearConstraint(groups, 1, 1), LinearConstraint(weights, -np.inf, budget // unit)],
+        constraints=[LinearConstraint(groups, 1, 1), LinearConstraint(weights, -np.inf, budget / unit)],
         integrality=np.ones(len(kept)),
         bounds=(0, 1),
         options={"node_limit": NODE_LIMIT, "mip_rel_gap": RELATIVE_GAP},
     )
     if result.x is None:
-        return choice
+        return choice, bound
+    dual = float(result.mip_dual_bound) * scale + base * len(cost)
     picked = list(choice)
     for (g, i), value in zip(kept, result.x, strict=True):
         if value > 0.5:
             picked[g] = i
-    feasible = sum(int(c[i]) for c, i in zip(cost, picked, strict=True)) <= budget
+    if sum(int(c[i]) for c, i in zip(cost, picked, strict=True)) > budget:
+        return choice, dual
     better = sum(float(s[i]) for s, i in zip(score, picked, strict=True)) <= total
-    if not feasible:
-        raise Failure("The solver returned a plan above the budget; please report this with the statistics.")
-    return picked if better else choice
+    return (picked if better else choice), dual

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced
 from edge_svd.planner.generators import GENERATORS, SiteContext
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank")
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,15 @@ def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
 
 
 def context_of(
-    site: Site, weight: torch.Tensor, architecture: Architecture, statistics: Statistics, method: str, strategy_name: str
+    site: Site,
+    weight: torch.Tensor,
+    architecture: Architecture,
+    statistics: Statistics,
+    method: str,
+    strategy_name: str,
 ) -> SiteContext:
     """The generator's view of one matrix of a model."""
-    # Gemma 3 multiplies inside its embedding module, so the metric was taken behind the multiplier; Gemma 2 in front of it.
+    # Gemma 3 multiplies inside its embedding module, so the metric was taken behind the multiplier; Gemma 2 before it.
     scale = architecture.embedding_multiplier if architecture.family == "gemma3_text" else 1.0
     roles = embedding_roles(site, architecture)
     return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles, scale)
@@ -83,18 +90,14 @@ def survey(
     identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": allocation_name}
     file = cache / f"prices-{cache_key(identity)[:16]}.json" if cache is not None else None
     if file is not None and file.exists():
-        prices = _from_json(read_json(file, "price list"))
+        prices, corrections = _from_json(read_json(file, "price list"))
     else:
-        prices = {}
-        for index, site in enumerate(sites):
-            progress(index, len(sites))
-            weight = model.get_submodule(site.name).weight.detach().float()
-            context = context_of(site, weight, architecture, statistics, method, allocation_name)
-            with torch.no_grad():
-                prices[site.name] = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
-        progress(len(sites), len(sites))
+        price = partial(_price, model, architecture, statistics, method, allocation_name)
+        prices, corrections = _price_all(model, architecture, statistics, sites, price, progress)
         if file is not None:
-            atomic_write(file, _to_json(prices))
+            atomic_write(file, _to_json(prices, corrections))
+    in_kl = allocation(allocation_name).in_kl
+    prices = {site.name: _corrected(prices[site.name], corrections.get(site.type, 1.0), in_kl) for site in sites}
     tables = {site.name for site in sites if embedding_roles(site, architecture)}
     chosen = {name: tuple(c for c in found if c.format.kind in kinds) for name, found in prices.items()}
     for name in tables:
@@ -108,18 +111,73 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def _to_json(prices: Mapping[str, Sequence[Candidate]]) -> bytes:
+def _price(
+    model: Any, architecture: Architecture, statistics: Statistics, method: str, allocation_name: str, site: Site
+) -> tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]:
+    """All candidates of one matrix, and the low-rank one that its type is perturbed with: (predicted loss, W')."""
+    weight = model.get_submodule(site.name).weight.detach().float()
+    context = context_of(site, weight, architecture, statistics, method, allocation_name)
+    with torch.no_grad():
+        found = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
+        factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
+        if not factored:
+            return found, None
+        probe = min(factored, key=lambda c: abs(c.bytes - SHARE * weight_bytes(site.shape, SiteFormat("int8"))))
+        kept = context.components.order[: probe.format.k8]
+        return found, (probe.loss, (context.factorization.b[:, kept] @ context.factorization.a[kept]).float())
+
+
+def _price_all(
+    model: Any,
+    architecture: Architecture,
+    statistics: Statistics,
+    sites: Sequence[Site],
+    price: Callable[[Site], tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, tuple[Candidate, ...]], dict[str, float]]:
+    """Candidates of every matrix, and a measured correction for every type of matrix."""
+    kl = HeldOutKl(model, statistics.held_out(), architecture.logit_softcap)
+    prices: dict[str, tuple[Candidate, ...]] = {}
+    corrections: dict[str, float] = {}
+    for kind in dict.fromkeys(site.type for site in sites):
+        predicted, weights = 0.0, {}
+        for site in (site for site in sites if site.type == kind):
+            progress(len(prices), len(sites))
+            prices[site.name], probe = price(site)
+            if probe is not None:
+                predicted += probe[0]
+                weights[site.name] = probe[1]
+        if weights:
+            with replaced(model, weights):
+                corrections[kind] = factor(kl.measure(), predicted)
+    progress(len(sites), len(sites))
+    return prices, corrections
+
+
+def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:
+    """Low-rank candidates at their corrected price; rounding a dense matrix is small and even, and keeps its prediction."""
+    return tuple(
+        c
+        if c.format.kind != "low-rank"
+        else Candidate(c.format, c.bytes, c.loss * correction, c.score * (correction if in_kl else 1.0))
+        for c in found
+    )
+
+
+def _to_json(prices: Mapping[str, Sequence[Candidate]], corrections: Mapping[str, float]) -> bytes:
     table = {
         name: [[c.format.kind, c.format.k8, c.format.k16, c.bytes, c.loss, c.score] for c in found]
         for name, found in prices.items()
     }
-    return canonical_json(table)
+    return canonical_json({"prices": table, "corrections": dict(corrections)})
 
 
-def _from_json(table: Any) -> dict[str, tuple[Candidate, ...]]:
-    return {
+def _from_json(table: Any) -> tuple[dict[str, tuple[Candidate, ...]], dict[str, float]]:
+    prices = {
         name: tuple(
-            Candidate(SiteFormat(kind, k8, k16), size, float(loss), float(score)) for kind, k8, k16, size, loss, score in rows
+            Candidate(SiteFormat(kind, k8, k16), size, float(loss), float(score))
+            for kind, k8, k16, size, loss, score in rows
         )
-        for name, rows in table.items()
+        for name, rows in table["prices"].items()
     }
+    return prices, {kind: float(value) for kind, value in table["corrections"].items()}

@@ -1,4 +1,4 @@
-"""Rank components rounded to 8 or 16 bits: row r of A together with column r of B, one precision and one scale for both.
+"""Rank components rounded to 8 or 16 bits: row r of A and column r of B share one precision and one scale.
 
 The scale of a column of B can be moved into the row of A that feeds it, so a component needs a single stored scale:
 b_r a_rᵀ ≈ s_r · b̂_r â_rᵀ with integer b̂_r, â_r.

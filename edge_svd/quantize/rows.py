@@ -13,8 +13,8 @@ LIMITS = {8: INT8_LIMIT, 16: INT16_LIMIT}
 def bfloat16_at_least(x: torch.Tensor) -> torch.Tensor:
     """The smallest bfloat16 not below each positive fp32 value; zero becomes one, so that a zero row divides safely.
 
-    Rounding up keeps |q| within its limit without clipping; the coarser step costs under 1% of rounding noise and two bytes
-    a row instead of four.
+    Rounding up keeps |q| within its limit without clipping; the coarser step costs under 1% of rounding noise and two
+    bytes a row instead of four.
     """
     bits = x.float().contiguous().view(torch.int32)
     raised = ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)

@@ -24,7 +24,8 @@ def bench_lines(result: Mapping[str, Any]) -> str:
         (
             f"prefill   {result['prefill_tokens_per_s']:.0f} tokens/s",
             f"decode    {result['decode_tokens_per_s']:.1f} tokens/s",
-            f"peak RSS  {size('peak_rss_bytes')} (anonymous {size('peak_anonymous_bytes')}) with {result['context']} tokens in the cache",
+            f"peak RSS  {size('peak_rss_bytes')} (anonymous {size('peak_anonymous_bytes')}) "
+            f"with {result['context']} tokens in the cache",
             f"load      {result['load_s']:.2f} s",
             f"files     {format_size(result['file_bytes'])}",
         )

@@ -18,8 +18,10 @@ def fit_summary(result: FitResult) -> str:
     return (
         f"{plan_table(plan.to_json())}\n\n{result.bundle}\n"
         f"  size      predicted {format_size(plan.file_bytes)}, measured {format_size(measured['file_bytes'])}\n"
-        f"  KL        predicted {plan.kl:.4f}, measured {measured['kl']:.4f} nats per token (held-out calibration text)\n"
+        f"  KL        predicted {plan.kl:.4f}, measured {measured['kl']:.4f} nats per token "
+        "(held-out calibration text)\n"
         f"  peak RSS  measured {peak}\n"
         f"  decode    measured {measured['decode_tokens_per_s']:.1f} tokens/s\n"
-        f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} against the checkpoint"
+        f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} "
+        "against the checkpoint"
     )

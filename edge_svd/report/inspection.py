@@ -29,7 +29,8 @@ def inspection_text(found: dict[str, Any]) -> str:
         return table
     model, measured = found["model"], found["measurements"].get("measured", {})
     lines = [
-        f"{found['source']['model']} ({model['family']}, {model['num_layers']} layers, vocabulary {model['vocab_size']})",
+        f"{found['source']['model']} "
+        f"({model['family']}, {model['num_layers']} layers, vocabulary {model['vocab_size']})",
         f"context {model['max_context']}, {format_size(found['file_bytes'])} in {len(found['files']) + 2} files",
     ]
     lines += [f"measured {key}: {value}" for key, value in measured.items()]

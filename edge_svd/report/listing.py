@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edge_svd.recipe import list_recipes
+from edge_svd.registry import Registry
 
 
 def method_list() -> dict[str, Any]:
@@ -13,8 +14,11 @@ def method_list() -> dict[str, Any]:
     from edge_svd.decompose import DECOMPOSITIONS
     from edge_svd.planner.generators import GENERATORS
 
-    groups = {"methods": DECOMPOSITIONS, "allocations": ALLOCATIONS, "candidates": GENERATORS}
-    return {title: [{"name": name, "summary": registry.summary(name)} for name in registry.names] for title, registry in groups.items()}
+    groups: dict[str, Registry[Any]] = {"methods": DECOMPOSITIONS, "allocations": ALLOCATIONS, "candidates": GENERATORS}
+    return {
+        title: [{"name": name, "summary": registry.summary(name)} for name in registry.names]
+        for title, registry in groups.items()
+    }
 
 
 def method_text(found: dict[str, Any]) -> str:
@@ -27,7 +31,10 @@ def method_text(found: dict[str, Any]) -> str:
 
 def recipe_list() -> dict[str, Any]:
     """Shipped recipes with what they do."""
-    rows = [{"name": recipe.name, "summary": recipe.summary, "model": recipe.model} | recipe.options() for recipe in list_recipes()]
+    rows = [
+        {"name": recipe.name, "summary": recipe.summary, "model": recipe.model} | recipe.options()
+        for recipe in list_recipes()
+    ]
     return {"recipes": rows}
 
 

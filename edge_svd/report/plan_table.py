@@ -29,9 +29,12 @@ def plan_table(plan: Mapping[str, Any]) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    table = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    table = "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
     predicted = plan["predicted"]
     return (
-        f"{table}\n\n{plan['method']}, {plan['allocation']}: {predicted['file_bytes']} bytes of {plan['target_bytes']}, predicted KL "
+        f"{table}\n\n{plan['method']}, {plan['allocation']}: "
+        f"{predicted['file_bytes']} bytes of {plan['target_bytes']}, predicted KL "
         f"{predicted['kl']:.4f} nats per token, solver gap at most {plan['solver']['gap']:.3%}"
     )

@@ -42,9 +42,10 @@ def ids_of(count: int, window: int = 7) -> torch.Tensor:
 
 
 def loop_metric(model: Any, ids: torch.Tensor, name: str) -> torch.Tensor:
-    """Σ over positions t of Σ_k p_k g_tk g_tkᵀ, g_tk the gradient at y of log p_k(t), in which every position of y counts.
+    """Σ over positions t of Σ_k p_k g_tk g_tkᵀ, g_tk the gradient at y of log p_k(t); every position of y counts.
 
-    Positions interact through attention: C_out sums g gᵀ over the positions of y for each single predicting position and token.
+    Positions interact through attention: C_out sums g gᵀ over the positions of y for each predicting position and
+    token.
     """
     store: dict[str, torch.Tensor] = {}
 
@@ -74,10 +75,14 @@ def moments_of(model: Any, windows: torch.Tensor, estimator: Estimator, seeds: i
     return moments
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.gate_proj", "model.layers.1.self_attn.o_proj"])
-@pytest.mark.parametrize("estimator", [Estimator("top-k", k=VOCABULARY), Estimator("sampled", samples=2)], ids=lambda e: e.kind)
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.v_proj", "model.layers.1.mlp.gate_proj", "model.layers.1.self_attn.o_proj"]
+)
+@pytest.mark.parametrize(
+    "estimator", [Estimator("top-k", k=VOCABULARY), Estimator("sampled", samples=2)], ids=lambda e: e.kind
+)
 def test_output_metric_matches_the_loop_over_positions(name: str, estimator: Estimator) -> None:
-    """Both estimators are unbiased, so their average over many draws approaches the loop; what is left is sampling noise."""
+    """Both estimators are unbiased: their average over many draws approaches the loop but for sampling noise."""
     model, ids = tiny(), ids_of(1)
     draws = 30 if estimator.kind == "top-k" else 250
     found = moments_of(model, ids, estimator, draws).outputs[name].full(torch.float32) / draws
@@ -157,10 +162,20 @@ def test_interrupted_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: 
 
     for limit in (5, 7):
         with pytest.raises(Stop):
-            calibrate(model, architecture, windows, key_of(model, windows), tmp_path / "cut", Estimator(), stop_at(limit))
+            calibrate(
+                model, architecture, windows, key_of(model, windows), tmp_path / "cut", Estimator(), stop_at(limit)
+            )
     assert (tmp_path / "cut" / run.PARTIAL).exists()
     starts: list[int] = []
-    calibrate(model, architecture, windows, key_of(model, windows), tmp_path / "cut", Estimator(), lambda d, t: starts.append(d))
+    calibrate(
+        model,
+        architecture,
+        windows,
+        key_of(model, windows),
+        tmp_path / "cut",
+        Estimator(),
+        lambda d, t: starts.append(d),
+    )
     assert starts[0] >= 6
     for file in ("moments.safetensors", "gradients.safetensors", "statistics.json"):
         assert (tmp_path / "cut" / file).read_bytes() == (whole.path / file).read_bytes()

@@ -114,6 +114,15 @@ def effective_norm(module: Any, family: str) -> np.ndarray:
     return 1 + weight if family.startswith("gemma") else weight
 
 
+def frequencies(base: Any, key: str) -> torch.Tensor:
+    """The table "global" or "local"; Gemma 3 has two modules in transformers 4 and two buffers of one module in 5."""
+    if hasattr(base, "rotary_emb_local"):
+        return (base.rotary_emb_local if key == "local" else base.rotary_emb).inv_freq
+    if hasattr(base.rotary_emb, "inv_freq"):
+        return base.rotary_emb.inv_freq
+    return getattr(base.rotary_emb, "sliding_attention_inv_freq" if key == "local" else "full_attention_inv_freq")
+
+
 def make_checkpoint(
     path: Path,
     model: Any,
@@ -140,8 +149,7 @@ def make_checkpoint(
     for name in norms_of(architecture):
         tensors[name] = effective_norm(modules[name.removesuffix(".weight")], architecture.family)
     for key in {rope for rope in architecture.layer_ropes if rope}:
-        rotary = model.model.rotary_emb_local if key == "local" else model.model.rotary_emb
-        tensors[f"rotary.{key}.inv_freq"] = rotary.inv_freq.numpy().astype(np.float32)
+        tensors[f"rotary.{key}.inv_freq"] = frequencies(model.model, key).numpy().astype(np.float32)
     write_checkpoint(
         path,
         architecture,

@@ -13,14 +13,18 @@ from edge_svd.planner.solver import lower_hull, solve
 
 Group = list[tuple[int, float]]
 groups = st.lists(
-    st.lists(st.tuples(st.integers(1, 60), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=4), min_size=1, max_size=5
+    st.lists(st.tuples(st.integers(1, 60), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=4),
+    min_size=1,
+    max_size=5,
 )
 
 
 def brute_force(problem: list[Group], budget: int) -> float | None:
     """Least total score over every combination that fits."""
     totals = [
-        sum(score for _, score in pick) for pick in itertools.product(*problem) if sum(cost for cost, _ in pick) <= budget
+        sum(score for _, score in pick)
+        for pick in itertools.product(*problem)
+        if sum(cost for cost, _ in pick) <= budget
     ]
     return min(totals) if totals else None
 
@@ -37,9 +41,9 @@ def test_matches_brute_force(problem: list[Group], budget: int) -> None:
     assert found.cost == sum(g[i][0] for g, i in zip(problem, found.choice, strict=True))
     assert found.score == pytest.approx(sum(g[i][1] for g, i in zip(problem, found.choice, strict=True)))
     assert found.bound <= expected + 1e-9
-    # HiGHS stops at a relative gap of 1e-4 of the scores' spread.
+    # HiGHS stops at a relative gap of 5e-4 of the scores' spread.
     spread = max(s for g in problem for _, s in g)
-    assert found.score <= expected + 2e-4 * (expected + spread * len(problem)) + 1e-9
+    assert found.score <= expected + 1e-3 * (expected + spread * len(problem)) + 1e-9
 
 
 def test_gap_is_small_on_a_model_sized_problem() -> None:

@@ -13,7 +13,9 @@ from edge_svd.formats import INT8_LIMIT, INT16_LIMIT
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import bfloat16_at_least, dequantise_rows, round_rows
 
-matrices = st.tuples(st.integers(1, 9), st.integers(1, 33), st.integers(0, 2**31), st.sampled_from([1e-12, 1e-4, 1.0, 1e5]))
+matrices = st.tuples(
+    st.integers(1, 9), st.integers(1, 33), st.integers(0, 2**31), st.sampled_from([1e-12, 1e-4, 1.0, 1e5])
+)
 
 
 def make(m: int, n: int, seed: int, scale: float) -> torch.Tensor:
@@ -36,7 +38,10 @@ def test_rows_stay_within_half_a_step(spec: tuple[int, int, int, float], width: 
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([8, 16]))
 def test_components_against_a_loop(m: int, n: int, k: int, seed: int, bits: int) -> None:
     rng = np.random.default_rng(seed)
-    b, a = torch.from_numpy(rng.standard_normal((m, k)) * 10.0 ** rng.integers(-6, 6, k)), torch.from_numpy(rng.standard_normal((k, n)))
+    b, a = (
+        torch.from_numpy(rng.standard_normal((m, k)) * 10.0 ** rng.integers(-6, 6, k)),
+        torch.from_numpy(rng.standard_normal((k, n))),
+    )
     b_q, a_q, scale = round_components(b, a, bits)
     limit = INT8_LIMIT if bits == 8 else INT16_LIMIT
     for r in range(k):

@@ -13,6 +13,7 @@ from edge_svd.architectures import Site
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization, decompose
 from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.components import ComponentTable, component_table
 from edge_svd.registry import Registry
 
 
@@ -57,6 +58,10 @@ class SiteContext:
     @cached_property
     def factorization(self) -> Factorization:
         return decompose(self.method)(self.w, self.c_in, self.c_out)
+
+    @cached_property
+    def components(self) -> ComponentTable:
+        return component_table(self)
 
 
 GENERATORS: Registry[Callable[[SiteContext], list[Candidate]]] = Registry("candidate kind")

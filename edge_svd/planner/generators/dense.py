@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
@@ -16,7 +14,7 @@ def _candidate(context: SiteContext, kind: str, bits: int) -> Candidate:
     if context.roles:
         loss = score = _table_loss(context, bits)
     else:
-        error = context.w - dequantise_rows(*round_rows(context.w, bits), dtype=torch.float64)
+        error = context.weight - dequantise_rows(*round_rows(context.weight, bits))
         loss = quadratic(error, context.c_in, context.c_out)
         score = context.strategy.rounding(error, loss, context)
     return Candidate(fmt, weight_bytes(context.site.shape, fmt), loss, score)

@@ -1,5 +1,7 @@
-"""W ≈ B A at every rank worth having, with IO-SVD's loss-aware mix of 8- and 16-bit components (arXiv 2605.15626, section on
-loss-aware remapping): the components whose rounding to int8 costs most are kept in 16 bits."""
+"""W ≈ B A at every rank worth having, with IO-SVD's loss-aware mix of 8- and 16-bit components.
+
+The components whose rounding to int8 costs most are kept in 16 bits (arXiv 2605.15626, loss-aware remapping).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import torch
 
 from edge_svd.formats import ALIGNMENT, SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.components import ComponentTable, component_table
+from edge_svd.planner.components import ComponentTable
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
 
 SIXTEEN_BIT_RANKS = (0, 16, 32, 64)
@@ -18,7 +20,7 @@ def low_rank(context: SiteContext) -> list[Candidate]:
     """Factor pairs of int8 and 16-bit rank components, cheaper than the dense int8 matrix."""
     if context.roles:
         return []
-    return list(from_table(component_table(context), context.site.shape))
+    return list(from_table(context.components, context.site.shape))
 
 
 def from_table(table: ComponentTable, shape: tuple[int, int]) -> list[Candidate]:

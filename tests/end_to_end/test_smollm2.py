@@ -1,0 +1,105 @@
+"""The main job on a real model: SmolLM2-135M-Instruct, fitted, proven and asked a question."""
+
+from __future__ import annotations
+
+import json
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_svd.demo import NAME, demo_model
+from edge_svd.errors import InputError
+from edge_svd.export.prove import inspect_session
+
+
+SIZE = 135_000_000
+MAIN = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-c", MAIN, *arguments], capture_output=True, text=True, timeout=1500, check=False
+    )
+
+
+def answer(*arguments: str) -> Any:
+    done = command(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    try:
+        demo_model()
+    except InputError as error:
+        pytest.skip(f"the demonstration model cannot be fetched here: {error}")
+    return NAME
+
+
+@pytest.fixture(scope="module")
+def fitted(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A fit with a small calibration, so that the test takes minutes and not ten."""
+    out = tmp_path_factory.mktemp("smollm2") / "bundle"
+    few = ["--calibration-windows", "16", "--calibration-window", "128"]
+    return dict(answer("fit", model, "-o", str(out), "--size", str(SIZE), *few))
+
+
+def test_size_is_met_exactly_and_used(fitted: dict[str, Any]) -> None:
+    folder = Path(fitted["bundle"])
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    assert size == fitted["predicted"]["file_bytes"] == fitted["measured"]["file_bytes"]
+    assert 0.99 * SIZE <= size <= SIZE
+
+
+def test_what_runs_is_what_was_planned(fitted: dict[str, Any]) -> None:
+    proof = fitted["proof"]
+    assert proof["positions"] >= 64 * 32
+    assert proof["top1_agreement"] >= 0.95
+    assert proof["kl_mean"] <= 0.005
+    assert fitted["plan"]["solver"]["gap"] <= 0.005
+    assert fitted["measured"]["kl"] < 1.0
+
+
+def test_no_matrix_is_widened_in_the_session(fitted: dict[str, Any]) -> None:
+    """Everything large stays int8; what is fp32 are scales, norms and the rotary tables."""
+    weights = inspect_session(Path(fitted["bundle"]))
+    int8 = sum(size for _, dtype, size in weights if "int8" in dtype.lower())
+    wide = [(name, dtype, size) for name, dtype, size in weights if "int8" not in dtype.lower() and size > 2_000_000]
+    assert int8 > 100_000_000
+    assert not wide, wide
+
+
+def test_answers_a_question(fitted: dict[str, Any]) -> None:
+    prompt = ["--prompt", "What is the capital of France?", "--max-new-tokens", "24"]
+    text = answer("run", fitted["bundle"], "--chat", *prompt)["text"]
+    assert "Paris" in text
+    streamed = command("run", fitted["bundle"], "--chat", *prompt)
+    assert streamed.returncode == 0 and streamed.stdout.strip() == text.strip()
+
+
+def test_verify_eval_bench_inspect(fitted: dict[str, Any], tmp_path: Path) -> None:
+    bundle = fitted["bundle"]
+    assert command("verify", bundle).returncode == 0
+    text = tmp_path / "text.txt"
+    text.write_text("The river rises in the hills and runs to the sea, past mills and markets. " * 80)
+    scored = answer("eval", bundle, "--text", str(text), "--window", "128", "--windows", "4")
+    assert 1 < scored["perplexity"] < 60 and scored["tokens"] == 4 * 127
+    speed = answer("bench", bundle, "--prompt-tokens", "64", "--new-tokens", "16", "--context", "96")
+    assert speed["file_bytes"] == fitted["measured"]["file_bytes"]
+    assert speed["peak_rss_bytes"] is None or speed["peak_rss_bytes"] < 600_000_000
+    assert answer("inspect", bundle)["plan"]["sites"]
+
+
+def test_size_below_the_smallest_is_refused(model: str, fitted: dict[str, Any], tmp_path: Path) -> None:
+    few = ["--calibration-windows", "16", "--calibration-window", "128"]
+    done = command("fit", model, "-o", str(tmp_path / "out"), "--size", "10MB", *few)
+    assert done.returncode == 3
+    assert "smallest possible is" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
