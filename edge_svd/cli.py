@@ -22,6 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MAX_SEED = 2**32 - 1
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output of ours that exists.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of onnxruntime.")]
@@ -34,7 +36,7 @@ Sources = Annotated[
 ]
 Windows = Annotated[int, typer.Option("--calibration-windows", min=1, help="Calibration windows.")]
 Window = Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens a calibration window.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that draws.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that draws.")]
 Method = Annotated[str, typer.Option("--method", help="Decomposition; see `edge-svd methods`.")]
 Allocation = Annotated[str, typer.Option("--allocation", help="Rank allocation; see `edge-svd methods`.")]
 Candidates = Annotated[str | None, typer.Option("--candidates", help="Limit the planner, e.g. low-rank,int8,fp16.")]
@@ -77,7 +79,9 @@ def fit(
     allocation: Annotated[str | None, typer.Option("--allocation", help="Rank allocation (second-order).")] = None,
     candidates: Candidates = None,
     context: Context = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything that draws (0).")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that draws (0).")
+    ] = None,
     force: Force = False,
     threads: Threads = 2,
     json: Json = False,
@@ -154,11 +158,13 @@ def plan(
     from edge_svd.calibrate.statistics import Statistics
     from edge_svd.files import atomic_write, parse_size
     from edge_svd.models import open_model
+    from edge_svd.planner.plan import refuse_foreign
     from edge_svd.report.plan_table import plan_table
     from edge_svd.steps import Planning, run_plan, run_survey
 
     options = Planning(method, allocation, candidates, context, seed)
     target = parse_size(size)
+    refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()
     opened = open_model(model)
@@ -183,9 +189,11 @@ def compress(
     from edge_svd.models import open_model
     from edge_svd.planner.plan import Plan
     from edge_svd.progress import step
+    from edge_svd.steps import check_plan
 
     chosen, statistics = Plan.read(plan), Statistics.open(stats)
     opened = open_model(model)
+    check_plan(opened, chosen)
     with step("Compressing") as tick:
         checkpoint = run_compress(opened, chosen, statistics, out, force=force, progress=tick)
     result = {"checkpoint": str(out), "predicted": {"file_bytes": chosen.file_bytes, "kl": chosen.kl}}

@@ -15,6 +15,7 @@ from edge_svd.compress import compress
 from edge_svd.errors import Failure
 from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export.bundle import export_bundle, refuse_foreign
+from edge_svd.export.documents import context_length
 from edge_svd.export.prove import Proof, prove
 from edge_svd.files import atomic_write, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
@@ -79,6 +80,7 @@ def fit(
     planning.check()
     refuse_foreign(out, force)
     opened = open_model(model)
+    context_length(opened.architecture, planning.context)
     statistics, text = run_calibration(opened, calibration)
     prices = run_survey(opened, statistics, planning)
     plan = run_plan(opened, statistics, prices, planning, target_bytes)

@@ -38,6 +38,8 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
     size = options["size"]
     calibration, planning = Calibration(), Planning()
     seed = options.get("seed", calibration.seed)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"The seed {seed} must lie between 0 and {2**32 - 1}.")
     return FitOptions(
         model=options["model"],
         out=out,

@@ -103,6 +103,8 @@ def open_model(name: str) -> OpenedModel:
     with _quiet():
         if name == demo.NAME:
             return _open_gguf(demo.demo_model(), demo.MODEL)
+        if not name.strip():
+            raise InputError("The name of the model is empty; give a folder, a .gguf file, a hub id or smollm2-demo.")
         path = Path(name).expanduser()
         if path.suffix.lower() == ".gguf":
             if not path.is_file():
@@ -112,7 +114,7 @@ def open_model(name: str) -> OpenedModel:
             return _open_transformers(str(path), path.resolve().name, path)
         if path.exists():
             raise InputError(f"{name} is neither a model folder nor a .gguf file.")
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise InputError(f"There is no model folder {name!r}.")
         return _open_transformers(name, name, None)
 
@@ -121,7 +123,8 @@ def _open_gguf(path: Path, name: str) -> OpenedModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     file = GgufFile.open(path)
-    family = str(file.metadata.get("general.architecture"))
+    if not isinstance(family := file.metadata.get("general.architecture"), str):
+        raise InputError(f"The GGUF file {path} names no architecture, so it is not a language model.")
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if family in FAMILIES:
         config = gguf_config(file)

@@ -16,11 +16,12 @@ from edge_svd.calibrate.sources import parse_source
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
+from edge_svd.errors import InputError
 from edge_svd.export.documents import context_length
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
 from edge_svd.models import OpenedModel
-from edge_svd.planner.make import make_plan
+from edge_svd.planner.make import SizeOf, make_plan, sized
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.progress import step
@@ -90,6 +91,7 @@ def run_calibration(
 def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -> Survey:
     """Prices of all candidates, kept beside the statistics."""
     options.check()
+    context_length(opened.architecture, options.context)
     statistics.require_model(opened.digest, opened.tokenizer_digest)
     with step("Pricing candidates") as tick:
         return survey(
@@ -106,19 +108,38 @@ def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -
 
 def run_plan(opened: OpenedModel, statistics: Statistics, prices: Survey, options: Planning, target_bytes: int) -> Plan:
     """The best plan within `target_bytes`; BudgetError if there is none."""
-    architecture = opened.architecture
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
+    context = context_length(opened.architecture, options.context)
+    size_of = _size_of(opened, context)
+    return make_plan(prices, source, target_bytes=target_bytes, context=context, seed=options.seed, size_of=size_of)
+
+
+def check_plan(opened: OpenedModel, plan: Plan) -> None:
+    """InputError unless a plan, which a person may have edited, is of this model and adds up to the byte."""
+    plan.check(opened.sites)
+    if plan.source.get("digest") != opened.digest:
+        raise InputError(f"The plan was made for another model than {opened.name}; plan this model again.")
+    exact = sized(plan, _size_of(opened, context_length(opened.architecture, plan.context))).file_bytes
+    if exact != plan.file_bytes:
+        raise InputError(
+            f"The plan promises a bundle of {plan.file_bytes} bytes, but what it chooses makes {exact}; "
+            "write that number into predicted.file_bytes, or plan again."
+        )
+
+
+def _size_of(opened: OpenedModel, context: int) -> SizeOf:
+    """Exact bytes of every file of the bundle that follows from a plan."""
+    architecture = opened.architecture
     origin = {"model": opened.name, "digest": opened.digest}
     companions = {name: len(data) for name, data in opened.companions().items()}
     biases = frozenset(site.name for site in sites_of(architecture) if site.bias)
-    context = context_length(architecture, options.context)
 
     def size_of(plan: Plan) -> dict[str, int]:
         return exact_sizes(
             architecture, plan.formats, companions, origin, plan.to_json(), biases=biases, context=context
         )
 
-    return make_plan(prices, source, target_bytes=target_bytes, context=context, seed=options.seed, size_of=size_of)
+    return size_of
 
 
 def proof_windows(text: CalibrationText, windows: int = 64, length: int = 32) -> Sequence[Sequence[int]]:

@@ -67,6 +67,11 @@ def export_bundle(
 
 def refuse_foreign(out: Path, force: bool) -> None:
     """InputError if `out` exists and is not a bundle of ours, or is one and may not be replaced."""
+    for folder in out.absolute().parents:
+        if folder.exists():
+            if not folder.is_dir():
+                raise InputError(f"{out} cannot be written: {folder} is not a folder.")
+            break
     if not (out.exists() or out.is_symlink()):
         return
     if not is_bundle(out):

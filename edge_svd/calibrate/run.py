@@ -13,7 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from edge_svd.architectures import Architecture, sites_of
 from edge_svd.calibrate.collect import Estimator, Moments, add_gradients, add_window, inner_sites
-from edge_svd.calibrate.statistics import GRADIENTS, HELD_OUT, MANIFEST, MOMENTS, Statistics, cache_key, manifest_bytes, packed
+from edge_svd.calibrate.statistics import (
+    GRADIENTS,
+    HELD_OUT,
+    MANIFEST,
+    MOMENTS,
+    Statistics,
+    cache_key,
+    manifest_bytes,
+    packed,
+)
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, writing
 
@@ -22,6 +31,8 @@ HELD_EVERY = 8
 
 SAVE_EVERY = 32
 PARTIAL = "partial.safetensors"
+OURS = {name for file in (MANIFEST, MOMENTS, GRADIENTS, PARTIAL) for name in (file, f".{file}.tmp")}
+"""What an unfinished statistics folder may hold."""
 
 Progress = Callable[[int, int], None]
 
@@ -72,6 +83,8 @@ def calibrate(
         if cache_key(found.key) != cache_key(key):
             raise InputError(f"The folder {out} holds statistics of another model, text or setting; choose another folder.")
         return found
+    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= OURS):
+        raise InputError(f"{out} exists and does not hold statistics of ours; choose another output folder.")
     if windows.shape[1] < 2:
         raise InputError("Calibration windows must hold at least two tokens.")
     with writing(out):

@@ -36,7 +36,7 @@ def make_plan(
 
     def plan_of(solution: Solution, target: int = target_bytes) -> Plan:
         picked = [found[i] for found, i in zip(candidates, solution.choice, strict=True)]
-        return _sized(_plan(survey, source, names, picked, solution, target, context, seed), size_of)
+        return sized(_plan(survey, source, names, picked, solution, target, context, seed), size_of)
 
     least = [min(range(len(c)), key=lambda i: (c[i], i)) for c in costs]
     smallest = plan_of(_fixed(costs, candidates, least))
@@ -109,7 +109,7 @@ def _plan(
     )
 
 
-def _sized(plan: Plan, size_of: SizeOf) -> Plan:
+def sized(plan: Plan, size_of: SizeOf) -> Plan:
     """The plan with its exact file_bytes; the number lies in the manifest, so its digits are settled by repetition."""
     for _ in range(4):
         total = sum(size_of(plan).values())

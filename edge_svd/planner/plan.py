@@ -123,6 +123,17 @@ class Plan:
                 raise InputError(f"The plan asks for a higher rank of {name} than its shape {own[name].shape} has.")
 
 
+def refuse_foreign(out: Path) -> None:
+    """InputError if `out` exists and is not a plan: a plan file is replaced, nothing else is."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name the plan file to write.")
+    if out.exists():
+        try:
+            Plan.read(out)
+        except InputError:
+            raise InputError(f"{out} exists and is not a plan of ours; choose another output file.") from None
+
+
 def _choice(name: str, entry: Any, where: str) -> Choice:
     if not isinstance(entry, dict) or set(entry) - {"kind", "k8", "k16", "bytes", "loss"}:
         raise InputError(f"{where} has a malformed entry for {name}.")

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edge_svd.errors import InputError
-from edge_svd.files import format_size, read_json
+from edge_svd.files import format_size
+from edge_svd.planner.plan import Plan
 from edge_svd.report.plan_table import plan_table
 
 
 def inspection(target: Path) -> dict[str, Any]:
     """The manifest of a bundle, or a plan; InputError or BundleError for anything else."""
     if target.is_file():
-        plan = read_json(target, "plan")
-        if not isinstance(plan, dict) or not {"sites", "predicted", "solver", "target_bytes"} <= set(plan):
-            raise InputError(f"{target} is not a plan of ours.")
-        return {"plan": plan}
+        return {"plan": Plan.read(target).to_json()}
     from edge_svd.runtime.commands import inspect
 
     return inspect(target)

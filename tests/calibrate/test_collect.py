@@ -208,3 +208,18 @@ def test_split_is_disjoint() -> None:
         assert measured and held
         assert count == 1 or not set(measured) & set(held)
         assert sorted({*measured, *held}) == list(range(count))
+
+
+def test_slim_graph_changes_little() -> None:
+    """Activations kept in bfloat16 move gradients by their rounding only."""
+    model, ids = tiny(hidden_size=32, intermediate_size=64, num_attention_heads=4), ids_of(1, 40)[0]
+    from edge_svd.calibrate.collect import last_hidden, slim_graph
+
+    found = []
+    for smallest in (1, 10**9):
+        gradients: list[torch.Tensor] = []
+        with slim_graph(smallest):
+            hidden = last_hidden(model, ids, "model.embed_tokens", gradients.append)
+        hidden.backward(torch.ones_like(hidden))
+        found.append(gradients[0])
+    assert 0 < float((found[0] - found[1]).norm() / found[1].norm()) < 5e-2
