@@ -1,4 +1,4 @@
-"""Speed and peak memory of the dense fp32 model in torch, in this fresh process: prompt 64, 128 new tokens; prefill 512."""
+"""Speed and peak memory of the dense fp32 model in torch, on its own: prompt 64, 128 new tokens; prefill 512."""
 
 from __future__ import annotations
 

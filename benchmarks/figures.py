@@ -2,8 +2,9 @@
 
     python benchmarks/figures.py --data DIR [--model MODEL] [--out FOLDER]
 
-DIR holds wikitext2_raw.train.txt[.gz] (calibration) and wikitext2_raw.test.txt[.gz] (evaluation). Without --model the demonstration
-model is permuted first (benchmarks/permute.py says why). Every row is kept in OUT/rows, so an interrupted run continues.
+DIR holds wikitext2_raw.train.txt[.gz] (calibration) and wikitext2_raw.test.txt[.gz] (evaluation). Without --model the
+demonstration model is permuted first (benchmarks/permute.py says why). Every row is kept in OUT/rows, so an interrupted
+run continues.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-
 
 from edge_svd.evaluate.targets import evaluate_target
 from edge_svd.fit import fit
@@ -62,7 +61,10 @@ def text_file(data: Path, name: str) -> Path:
 def dense_row(model: str, test: Path) -> dict[str, Any]:
     loss = evaluate_target(model, test, window=512, windows=WINDOWS)
     worker = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("dense_worker.py")), model], capture_output=True, text=True, check=True
+        [sys.executable, str(Path(__file__).with_name("dense_worker.py")), model],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return {"perplexity": loss.score.perplexity, "kl": 0.0, **json.loads(worker.stdout.splitlines()[-1])}
 
@@ -106,7 +108,9 @@ def main() -> None:
     if model is None:
         model = str(options.out / "permuted")
         if not Path(model, "config.json").exists():
-            subprocess.run([sys.executable, str(Path(__file__).with_name("permute.py")), "smollm2-demo", model], check=True)
+            subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("permute.py")), "smollm2-demo", model], check=True
+            )
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     table = []
     for number, row in enumerate(ROWS):
@@ -121,8 +125,9 @@ def main() -> None:
     for entry in table:
         predicted = f"{entry['predicted_kl']:.3f}" if "predicted_kl" in entry else ""
         print(
-            f"| {entry['name']} | {entry['file_bytes'] / 1e6:.2f} | {entry['perplexity']:.2f} | {entry['perplexity'] / dense - 1:+.1%} | "
-            f"{entry['kl']:.4f} | {predicted} | {entry['decode_tokens_per_s']:.0f} | {entry['prefill_tokens_per_s']:.0f} | "
+            f"| {entry['name']} | {entry['file_bytes'] / 1e6:.2f} | {entry['perplexity']:.2f} | "
+            f"{entry['perplexity'] / dense - 1:+.1%} | {entry['kl']:.4f} | {predicted} | "
+            f"{entry['decode_tokens_per_s']:.0f} | {entry['prefill_tokens_per_s']:.0f} | "
             f"{entry['peak_rss_bytes'] / 1e6:.0f} |"
         )
     results = Path(__file__).parent / "results" / f"figures-{today()}.json"

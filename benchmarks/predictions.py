@@ -1,10 +1,11 @@
-"""Does the planner's predicted KL come true? Many plans of one model, half of them of one size, predicted against measured.
+"""Does the planner's predicted KL come true? Many plans of one model, half of them of one size, put to the test.
 
     python benchmarks/predictions.py MODEL --calibration TEXT --text TEXT [--windows 8]
 
-Plans differ in size, allocation, candidates, and, for the half of equal size, in random distortions of the prices, so that the
-planner makes different mistakes at the same bytes. Each plan's rounded matrices, as `compress` would write them, are put into the
-torch model and its KL to the dense model is measured on the text. Prints the table and the rank correlations.
+Plans differ in size, allocation, candidates, and, for the half of equal size, in random distortions of the prices, so
+that the planner makes different mistakes at the same bytes. Each plan's rounded matrices, as `compress` would write
+them, are put into the torch model and its KL to the dense model is measured on the text. Prints the table and the rank
+correlations.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def main() -> None:
     statistics, _ = run_calibration(opened, Calibration((options.calibration,)))
     planning = Planning()
     prices = run_survey(opened, statistics, planning)
-    whole = run_plan(opened, statistics, run_survey(opened, statistics, replace(planning, candidates="int8")), planning, 10**12)
+    whole = run_plan(
+        opened, statistics, run_survey(opened, statistics, replace(planning, candidates="int8")), planning, 10**12
+    )
     jobs: list[tuple[str, Survey, int]] = [(f"{share:.3f}", prices, int(share * whole.file_bytes)) for share in SIZES]
     equal = int(EQUAL_SHARE * whole.file_bytes)
     jobs += [(f"distorted {seed}", distorted(prices, seed), equal) for seed in range(EQUAL_PLANS)]

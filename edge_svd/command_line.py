@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json as json_module
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 from edge_svd.errors import EdgeSvdError, InputError
 
 NEEDED = ("torch", "transformers", "safetensors", "onnx_ir", "scipy", "ml_dtypes")
+INTERRUPTED = "Interrupted; run the same command again to continue."
 
 
 class Output:
@@ -74,12 +76,12 @@ def deciding_target(target: str) -> bool:
 def run_app(app: Callable[..., Any]) -> NoReturn:
     """Run the typer application: every error ends as one sentence on stderr and its exit code, never as a traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="edge-svd", standalone_mode=False)
         sys.stdout.flush()
     except EdgeSvdError as error:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _end("Interrupted; run the same command again to continue.", 1)
+        _end(INTERRUPTED, 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -98,12 +100,14 @@ def run_app(app: Callable[..., Any]) -> NoReturn:
         if usage is not None:
             _end(usage(), int(getattr(error, "exit_code", 2)))
         if type(error).__name__ == "Abort":
-            _end("Interrupted; run the same command again to continue.", 1)
+            _end(INTERRUPTED, 1)
         message = " ".join(str(error).split())[:300]
         _end(f"Unexpected {type(error).__name__}: {message} (EDGE_SVD_DEBUG=1 shows where; please report it).", 1)
+    if code == 128 + signal.SIGINT:  # typer turns an interrupt into this result and says nothing
+        _end(INTERRUPTED, 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"edge-svd: {message}", file=sys.stderr)
+    print(f"edge-svd: {message}{'' if message.endswith(('.', '?', '!')) else '.'}", file=sys.stderr)
     sys.exit(code)

@@ -100,7 +100,7 @@ def open_model(name: str) -> OpenedModel:
     """Open `smollm2-demo`, a `.gguf` file, a local folder or a hub id; InputError, one sentence, if that cannot be
     done.
     """
-    with _quiet():
+    with quiet():
         if name == demo.NAME:
             return _open_gguf(demo.demo_model(), demo.MODEL)
         if not name.strip():
@@ -156,7 +156,7 @@ def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedMod
     if folder and not (folder / "config.json").is_file():
         raise InputError(f"{where} has no config.json.")
     hint = "" if folder else " as a local folder or from the Hugging Face hub; check the name, the network and HF_TOKEN"
-    offline = folder is None and not _hub_resolves()
+    offline = folder is None and not hub_resolves()
     with _one_sentence(f"{where} cannot be opened{hint}"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
     architecture = architecture_of(config)
@@ -225,7 +225,7 @@ def _tokenizer(source: str, where: str, folder: Path | None) -> Any:
     return tokenizer
 
 
-def _hub_resolves() -> bool:
+def hub_resolves() -> bool:
     """Whether the hub's name resolves; without this, an unreachable hub costs half a minute of retries."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
@@ -280,7 +280,7 @@ def _one_sentence(prefix: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, advice or warnings from the libraries; their settings are put back afterwards."""
     from transformers.utils import logging as transformers_logging
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from edge_svd.allocate import allocation
 from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import Estimator
+from edge_svd.calibrate.generate import has_bfloat16
 from edge_svd.calibrate.run import calibrate, statistics_key
 from edge_svd.calibrate.sources import parse_source
 from edge_svd.calibrate.statistics import Statistics, cache_key
@@ -27,6 +28,11 @@ from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.progress import step
 
 
+def fast_precision() -> str:
+    """bfloat16 where the processor multiplies it in hardware: calibration there takes half the time."""
+    return "bfloat16" if has_bfloat16() else "float32"
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Where calibration text comes from and how much of it is used."""
@@ -35,7 +41,7 @@ class Calibration:
     windows: int = 128
     window: int = 512
     seed: int = 0
-    estimator: Estimator = Estimator()
+    estimator: Estimator = field(default_factory=lambda: Estimator(precision=fast_precision()))
 
 
 @dataclass(frozen=True)

@@ -239,7 +239,7 @@ def test_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> None:
 
 
 def test_unreachable_hub_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_svd.models._hub_resolves", lambda: False)
+    monkeypatch.setattr("edge_svd.models.hub_resolves", lambda: False)
     with pytest.raises(InputError, match="'nosuch-owner/nosuch-model'.*hub") as caught:
         open_model("nosuch-owner/nosuch-model")
     assert "\n" not in str(caught.value)

@@ -35,6 +35,7 @@ class Estimator:
     samples: int = 1
     k: int = 8
     weighted: bool = True
+    precision: str = "float32"
 
 
 class Moments:
@@ -58,7 +59,9 @@ def inner_sites(sites: Sequence[Site]) -> list[Site]:
 
 
 @contextmanager
-def watching(model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor, torch.Tensor], None]) -> Iterator[None]:
+def watching(
+    model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor, torch.Tensor], None]
+) -> Iterator[None]:
     """Calls seen(site, x [tokens, n], g [tokens, m]) for every matrix, during the backward pass."""
     handles = []
 
@@ -78,7 +81,13 @@ def watching(model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tens
             handle.remove()
 
 
-def last_hidden(model: Any, ids: torch.Tensor, embedding: str, on_gradient: Callable[[torch.Tensor], None]) -> torch.Tensor:
+def last_hidden(
+    model: Any,
+    ids: torch.Tensor,
+    embedding: str,
+    on_gradient: Callable[[torch.Tensor], None],
+    precision: str = "float32",
+) -> torch.Tensor:
     """Final hidden states [1, tokens, hidden] with a graph that starts at the embedding's output."""
 
     def start(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -88,11 +97,12 @@ def last_hidden(model: Any, ids: torch.Tensor, embedding: str, on_gradient: Call
 
     handle = model.get_submodule(embedding).register_forward_hook(start)
     try:
-        with torch.enable_grad():
+        half = precision == "bfloat16"
+        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             hidden = model.model(input_ids=ids[None], use_cache=False).last_hidden_state
     finally:
         handle.remove()
-    return hidden
+    return hidden.float()
 
 
 def logits_of(model: Any, hidden: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -104,6 +114,13 @@ def logits_of(model: Any, hidden: torch.Tensor, softcap: float) -> tuple[torch.T
         return raw, None
     bounded = torch.tanh(raw / softcap)
     return bounded * softcap, 1 - bounded.square()
+
+
+def pull_back(model: Any, seed: torch.Tensor, slope: torch.Tensor | None, precision: str) -> torch.Tensor:
+    """Cotangents at the logits [tokens, vocabulary] to the head's input [tokens, hidden], fp32."""
+    seed = seed if slope is None else seed * slope
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    return (seed.to(dtype) @ model.lm_head.weight.to(dtype)).float()
 
 
 def check_finite(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
@@ -134,24 +151,30 @@ def checking_inputs(model: Any, sites: Sequence[Site]) -> Iterator[None]:
 
 @contextmanager
 def slim_graph(smallest: int = SLIM_ABOVE) -> Iterator[None]:
-    """Keep activations of at least `smallest` numbers that the backward pass needs in bfloat16, half the memory of a window.
+    """Keep activations of at least `smallest` numbers for the backward pass in bfloat16, half the memory of a window.
 
     The rounding is even and 2⁻⁹ of each entry, far below the sampling noise of a window. Weights are left alone.
     """
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
         slim = tensor.requires_grad and tensor.dtype == torch.float32 and tensor.numel() >= smallest
-        return tensor.detach().to(torch.bfloat16) if slim else tensor
+        return tensor.detach().to(torch.bfloat16) if slim else tensor, slim
 
-    def unpack(kept: torch.Tensor) -> torch.Tensor:
-        return kept.float() if kept.dtype == torch.bfloat16 else kept
+    def unpack(kept: tuple[torch.Tensor, bool]) -> torch.Tensor:
+        tensor, slim = kept  # what autocast computed in bfloat16 stays so
+        return tensor.float() if slim else tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
 
 
 def add_window(
-    model: Any, architecture: Architecture, moments: Moments, ids: torch.Tensor, estimator: Estimator, generator: torch.Generator
+    model: Any,
+    architecture: Architecture,
+    moments: Moments,
+    ids: torch.Tensor,
+    estimator: Estimator,
+    generator: torch.Generator,
 ) -> None:
     """Accumulate one window of token ids [tokens]; Failure naming the site where something is not finite."""
     readers: dict[str, int] = {}
@@ -164,7 +187,7 @@ def add_window(
 
     def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
         check_finite(site, x, g)
-        g = g * scale
+        g = g.float() * scale
         moments.outputs[site.name].add(g)
         power = g.square().sum(1)
         arrived, total = waiting.pop(site.input, (0, torch.zeros_like(power)))
@@ -178,7 +201,9 @@ def add_window(
     embedding = moments.outputs[moments.embedding.name]
     with watching(model, moments.inner, seen), checking_inputs(model, moments.inner):
         with slim_graph():
-            hidden = last_hidden(model, ids, moments.embedding.name, lambda g: embedding.add(g * scale))
+            hidden = last_hidden(
+                model, ids, moments.embedding.name, lambda g: embedding.add(g * scale), estimator.precision
+            )
         states = hidden.detach()[0]
         for index in range(count):
             pull = torch.empty_like(states)
@@ -190,7 +215,7 @@ def add_window(
                         variance = probabilities * (1 - probabilities)
                         moments.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
                     seed = cotangent(probabilities, estimator.kind, index, estimator.k, generator)
-                    pull[block] = (seed if slope is None else seed * slope) @ model.lm_head.weight.float()
+                    pull[block] = pull_back(model, seed, slope, estimator.precision)
             hidden.backward(pull[None], retain_graph=index + 1 < count)
     moments.inputs[moments.head.input].add(states)
     moments.frequency += torch.bincount(ids, minlength=len(moments.frequency))
@@ -198,7 +223,12 @@ def add_window(
 
 
 def add_gradients(
-    model: Any, architecture: Architecture, sites: Sequence[Site], gradients: dict[str, torch.Tensor], ids: torch.Tensor
+    model: Any,
+    architecture: Architecture,
+    sites: Sequence[Site],
+    gradients: dict[str, torch.Tensor],
+    ids: torch.Tensor,
+    precision: str = "float32",
 ) -> None:
     """Accumulate ∂L/∂W [m, n] of every inner matrix, L the summed next-token cross-entropy of one window, in nats."""
 
@@ -209,7 +239,7 @@ def add_gradients(
     embedding = next(site.name for site in sites if site.type == "embedding")
     with watching(model, inner_sites(sites), seen):
         with slim_graph():
-            hidden = last_hidden(model, ids, embedding, lambda g: None)
+            hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
         states = hidden.detach()[0]
         pull = torch.zeros_like(states)
         for block in blocks(len(states) - 1, LOGIT_BLOCK):
@@ -218,5 +248,5 @@ def add_gradients(
                 seed = torch.softmax(logits, dim=-1)
                 targets = ids[block.start + 1 : block.stop + 1, None]
                 seed.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=seed.dtype))
-                pull[block] = (seed if slope is None else seed * slope) @ model.lm_head.weight.float()
+                pull[block] = pull_back(model, seed, slope, precision)
         hidden.backward(pull[None])

@@ -23,7 +23,9 @@ def passes(estimator: str, samples: int, k: int) -> int:
     return samples if estimator == "sampled" else k
 
 
-def cotangent(probabilities: torch.Tensor, estimator: str, index: int, k: int, generator: torch.Generator) -> torch.Tensor:
+def cotangent(
+    probabilities: torch.Tensor, estimator: str, index: int, k: int, generator: torch.Generator
+) -> torch.Tensor:
     """Cotangents [tokens, vocabulary] at the logits for backward pass number `index`.
 
     `sampled`: p − e_y with y drawn from p: an unbiased draw of the whole curvature; average over passes.

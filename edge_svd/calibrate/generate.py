@@ -192,8 +192,7 @@ def _fast(model: Any) -> Iterator[Any]:
     itself.
 
     Sampling in bfloat16 takes less than half the time there. The text is a sample of a distribution that is the dense
-    model's up to rounding; the statistics are taken from the float32 model, so nothing that is measured rests on
-    the copy.
+    model's up to rounding, and nothing that is measured rests on the copy.
     """
     if not has_bfloat16():
         yield model

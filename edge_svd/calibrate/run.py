@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from edge_svd.architectures import Architecture, sites_of
 from edge_svd.calibrate.collect import Estimator, Moments, add_gradients, add_window, inner_sites
+from edge_svd.calibrate.shards import read_tensor, save_shards
 from edge_svd.calibrate.statistics import (
     GRADIENTS,
     HELD_OUT,
@@ -24,14 +23,19 @@ from edge_svd.calibrate.statistics import (
     packed,
 )
 from edge_svd.errors import InputError
-from edge_svd.files import atomic_write, writing
+from edge_svd.files import atomic_write, canonical_json, read_json, writing
+from edge_svd.kernels.symmetric import SymmetricAccumulator
 
 HELD_EVERY = 8
 """One window in this many is kept from the moments and used for first-order scores instead."""
 
 SAVE_EVERY = 32
-PARTIAL = "partial.safetensors"
-OURS = {name for file in (MANIFEST, MOMENTS, GRADIENTS, PARTIAL) for name in (file, f".{file}.tmp")}
+PARTIAL = "partial"
+PARTIAL_MANIFEST = "partial.json"
+CLAIM = "unfinished.txt"
+"""Holds the key's digest until the folder is finished: partial work belongs to it."""
+VECTORS = ("head.variance", "token.frequency")
+OURS = {MANIFEST, MOMENTS, GRADIENTS, HELD_OUT, PARTIAL, PARTIAL_MANIFEST, CLAIM}
 """What an unfinished statistics folder may hold."""
 
 Progress = Callable[[int, int], None]
@@ -47,7 +51,7 @@ def statistics_key(
     model: str, tokenizer: str, source: str, shape: tuple[int, int], seed: int, estimator: Estimator
 ) -> dict[str, Any]:
     """Everything that the statistics depend on; equal keys mean equal statistics on one machine."""
-    kind = {"kind": estimator.kind, "weighted": estimator.weighted}
+    kind: dict[str, Any] = {"kind": estimator.kind, "weighted": estimator.weighted, "precision": estimator.precision}
     kind |= {"samples": estimator.samples} if estimator.kind == "sampled" else {"k": estimator.k}
     return {
         "model": model,
@@ -81,24 +85,52 @@ def calibrate(
     if (out / MANIFEST).exists():
         found = Statistics.open(out)
         if cache_key(found.key) != cache_key(key):
-            raise InputError(f"The folder {out} holds statistics of another model, text or setting; choose another folder.")
+            raise InputError(
+                f"The folder {out} holds statistics of another model, text or setting; choose another folder."
+            )
         return found
-    if out.exists() and not (out.is_dir() and {file.name for file in out.iterdir()} <= OURS):
+    if out.exists() and not (out.is_dir() and all(_is_ours(file.name) for file in out.iterdir())):
         raise InputError(f"{out} exists and does not hold statistics of ours; choose another output folder.")
     if windows.shape[1] < 2:
         raise InputError("Calibration windows must hold at least two tokens.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+        _claim(out, cache_key(key))
         measured, held = split(len(windows))
         total = len(measured) + len(held)
         if not (out / MOMENTS).exists():
             _moments(model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total))
-        _gradients(model, architecture, windows, held, out, lambda done: progress(len(measured) + done, total))
-        _save({"ids": windows[held].contiguous()}, out / HELD_OUT, {})
+        _gradients(
+            model,
+            architecture,
+            windows,
+            held,
+            out,
+            estimator.precision,
+            lambda done: progress(len(measured) + done, total),
+        )
+        save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
         tokens = len(measured) * windows.shape[1]
         atomic_write(out / MANIFEST, manifest_bytes(key, tokens))
-        (out / PARTIAL).unlink(missing_ok=True)
+        (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
+        (out / CLAIM).unlink(missing_ok=True)
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return Statistics.open(out)
+
+
+def _claim(out: Path, digest: str) -> None:
+    """Drop what an interrupted run with another key left in a folder that the user named."""
+    if (out / CLAIM).exists() and (out / CLAIM).read_text() == digest:
+        return
+    for name in (MOMENTS, GRADIENTS, HELD_OUT, PARTIAL):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
+    atomic_write(out / CLAIM, digest)
+
+
+def _is_ours(name: str) -> bool:
+    """A file of an unfinished statistics folder, or what a killed process left while it wrote one."""
+    return name in OURS or (name.startswith(".") and name.endswith((".tmp", ".new", ".old")))
 
 
 def _moments(
@@ -112,22 +144,40 @@ def _moments(
     progress: Callable[[int], None],
 ) -> None:
     moments = Moments(sites_of(architecture))
-    done = _resume(moments, out / PARTIAL, cache_key(key))
+    done = _resume(moments, out, cache_key(key))
     for position in range(done, len(chosen)):
         progress(position)
         generator = torch.Generator().manual_seed(int(key["seed"]) * 1_000_003 + chosen[position])
         add_window(model, architecture, moments, windows[chosen[position]], estimator, generator)
         if (position + 1) % SAVE_EVERY == 0 and position + 1 < len(chosen):
-            _save(_state(moments, position + 1), out / PARTIAL, {"key": cache_key(key)})
+            _save_partial(moments, position + 1, cache_key(key), out)
     tokens = float(moments.tokens)
-    arrays = {f"in.{name}": torch.from_numpy(packed(acc, acc.total)) for name, acc in moments.inputs.items()}
-    arrays |= {f"out.{name}": torch.from_numpy(packed(acc, tokens)) for name, acc in moments.outputs.items()}
-    arrays |= {"head.variance": moments.head_variance / tokens, "token.frequency": moments.frequency / tokens}
-    _save(arrays, out / MOMENTS, {})
+    save_shards(out / MOMENTS, _finished_names(moments), lambda name: _finished(moments, name, tokens))
+
+
+def _finished_names(moments: Moments) -> list[str]:
+    return [*(f"in.{name}" for name in moments.inputs), *(f"out.{name}" for name in moments.outputs), *VECTORS]
+
+
+def _finished(moments: Moments, name: str, tokens: float) -> torch.Tensor:
+    """The mean that is stored under `name`; its accumulator is given up, so that no second copy of all exists."""
+    if name == "head.variance":
+        return moments.head_variance / tokens
+    if name == "token.frequency":
+        return moments.frequency / tokens
+    side, _, rest = name.partition(".")
+    accumulator = (moments.inputs if side == "in" else moments.outputs).pop(rest)
+    return torch.from_numpy(packed(accumulator, accumulator.total if side == "in" else tokens))
 
 
 def _gradients(
-    model: Any, architecture: Architecture, windows: torch.Tensor, chosen: list[int], out: Path, progress: Callable[[int], None]
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    chosen: list[int],
+    out: Path,
+    precision: str,
+    progress: Callable[[int], None],
 ) -> None:
     if (out / GRADIENTS).exists():
         return
@@ -135,50 +185,43 @@ def _gradients(
     gradients = {site.name: torch.zeros(site.shape) for site in inner_sites(sites)}
     for position, index in enumerate(chosen):
         progress(position)
-        add_gradients(model, architecture, sites, gradients, windows[index])
+        add_gradients(model, architecture, sites, gradients, windows[index], precision)
     tokens = len(chosen) * (windows.shape[1] - 1)
-    _save({name: (value / tokens).to(torch.bfloat16) for name, value in gradients.items()}, out / GRADIENTS, {})
+    save_shards(out / GRADIENTS, list(gradients), lambda name: (gradients.pop(name) / tokens).to(torch.bfloat16))
     progress(len(chosen))
 
 
-def _state(moments: Moments, done: int) -> dict[str, torch.Tensor]:
-    state = {"done": torch.tensor(done), "tokens": torch.tensor(moments.tokens)}
-    state |= {"head.variance": moments.head_variance, "token.frequency": moments.frequency}
-    for prefix, group in (("in.", moments.inputs), ("out.", moments.outputs)):
-        for name, accumulator in group.items():
-            state[prefix + name] = accumulator.buffer
-            state["total." + prefix + name] = torch.tensor(accumulator.total, dtype=torch.float64)
-    return state
+def _accumulators(moments: Moments) -> dict[str, SymmetricAccumulator]:
+    return {f"in.{name}": acc for name, acc in moments.inputs.items()} | {
+        f"out.{name}": acc for name, acc in moments.outputs.items()
+    }
 
 
-def _resume(moments: Moments, path: Path, digest: str) -> int:
+def _save_partial(moments: Moments, done: int, digest: str, out: Path) -> None:
+    """State after `done` windows, and a small file that says so once all of it is on disk."""
+    (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
+    accumulators = _accumulators(moments)
+    vectors = {"head.variance": moments.head_variance, "token.frequency": moments.frequency}
+    save_shards(
+        out / PARTIAL,
+        [*accumulators, *vectors],
+        lambda name: vectors[name] if name in vectors else accumulators[name].buffer,
+    )
+    totals = {name: accumulator.total.hex() for name, accumulator in accumulators.items()}
+    state = {"key": digest, "done": done, "tokens": moments.tokens, "totals": totals}
+    atomic_write(out / PARTIAL_MANIFEST, canonical_json(state))
+
+
+def _resume(moments: Moments, out: Path, digest: str) -> int:
     """Windows already accumulated in an interrupted run of the same key; zero if there is none."""
-    if not path.exists():
+    if not (out / PARTIAL_MANIFEST).exists():
         return 0
-    try:
-        with safe_open(path, "pt") as handle:
-            same = (handle.metadata() or {}).get("key") == digest
-        state = load_file(path) if same else {}
-    except (OSError, SafetensorError):
-        state = {}
-    if not state:
-        path.unlink(missing_ok=True)
+    state = read_json(out / PARTIAL_MANIFEST, "state of an interrupted calibration")
+    if not isinstance(state, dict) or state.get("key") != digest:
         return 0
     moments.tokens = int(state["tokens"])
-    moments.head_variance, moments.frequency = state["head.variance"], state["token.frequency"]
-    for prefix, group in (("in.", moments.inputs), ("out.", moments.outputs)):
-        for name, accumulator in group.items():
-            accumulator.restore(state[prefix + name], float(state["total." + prefix + name]))
+    moments.head_variance = read_tensor(out / PARTIAL, "head.variance")
+    moments.frequency = read_tensor(out / PARTIAL, "token.frequency")
+    for name, accumulator in _accumulators(moments).items():
+        accumulator.restore(read_tensor(out / PARTIAL, name), float.fromhex(state["totals"][name]))
     return int(state["done"])
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """safetensors through a temporary sibling; an interrupted save leaves the previous state standing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(str(error)) from error
-    os.replace(temporary, path)
-

@@ -14,6 +14,7 @@ from typing import Any
 
 from edge_svd.companions import chat_template
 from edge_svd.errors import InputError
+from edge_svd.models import hub_resolves, quiet
 
 SELF = "self"
 HUB = "hub:"
@@ -133,17 +134,20 @@ def _hub(name: str, tokenizer: Any, limit: int) -> Iterator[tuple[str, bool]]:
         raise InputError(
             "Calibration from hub:DATASET needs the package datasets; install it with `pip install datasets`."
         ) from None
+    if not hub_resolves():
+        raise InputError(f"The data set {name!r} cannot be read: the Hugging Face hub is out of reach.")
     identity, _, configuration = name.partition("@")
+    read = 0
     try:
-        splits = datasets.load_dataset(identity, configuration or None, streaming=True)
-        rows = splits["train"] if "train" in splits else next(iter(splits.values()))
-        read = 0
-        for record in islice(rows, 1_000_000):
-            for text, templated in _texts(record, tokenizer):
-                read += len(text)
-                yield text, templated
-            if read >= limit:
-                return
+        with quiet():
+            splits = datasets.load_dataset(identity, configuration or None, streaming=True)
+            rows = splits["train"] if "train" in splits else next(iter(splits.values()))
+            for record in islice(rows, 1_000_000):
+                for text, templated in _texts(record, tokenizer):
+                    read += len(text)
+                    yield text, templated
+                if read >= limit:
+                    return
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"The data set {name!r} cannot be read from the Hugging Face hub ({reason[:200]}).") from error

@@ -1,14 +1,14 @@
 """What calibration hands to planning: second moments per input and output, and first-order gradients, on disk.
 
-A folder with `statistics.json` (what they were computed from) and two safetensors files: `moments.safetensors`
+A folder with `statistics.json` (what they were computed from) and three folders of safetensors: `moments`
 
     in.<input key>      float32 [n (n + 1) / 2]   E[‖g‖² x xᵀ] / E[‖g‖²] (or E[x xᵀ]), packed upper triangle
     out.<site>          float32 [m (m + 1) / 2]   E[g gᵀ] per token, nats, the metric of the site's output
     head.variance       float64 [vocabulary]      E[p (1 − p)] per token
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
-`gradients.safetensors` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see, and
-`held_out.safetensors` with `ids` int64 [count, window], those windows, for checking predictions against measurements.
+`gradients` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see, and
+`held_out` with `ids` int64 [count, window], those windows, for checking predictions against measurements.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from edge_svd.architectures import Site
+from edge_svd.calibrate.shards import read_tensor
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "statistics.json"
-MOMENTS = "moments.safetensors"
-GRADIENTS = "gradients.safetensors"
-HELD_OUT = "held_out.safetensors"
+MOMENTS = "moments"
+GRADIENTS = "gradients"
+HELD_OUT = "held_out"
 
 
 def cache_key(key: Mapping[str, Any]) -> str:
@@ -56,21 +56,23 @@ class Statistics:
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise InputError(f"The statistics in {path} are of an unknown version; calibrate again with this edge-svd.")
         key = manifest.get("key")
-        if not isinstance(key, dict) or type(manifest.get("tokens")) is not int or cache_key(key) != manifest.get("digest"):
+        if (
+            not isinstance(key, dict)
+            or type(manifest.get("tokens")) is not int
+            or cache_key(key) != manifest.get("digest")
+        ):
             raise InputError(f"The statistics in {path} do not match their own digest; calibrate again.")
         return cls(path, key, manifest["tokens"])
 
     def require_model(self, digest: str, tokenizer_digest: str) -> None:
         """InputError unless these statistics belong to the model with these digests."""
         if self.key.get("model") != digest or self.key.get("tokenizer") != tokenizer_digest:
-            raise InputError(f"The statistics in {self.path} were made from another model or tokenizer; calibrate this one.")
+            raise InputError(
+                f"The statistics in {self.path} were made from another model or tokenizer; calibrate this one."
+            )
 
     def _tensor(self, file: str, name: str) -> torch.Tensor:
-        try:
-            with safe_open(self.path / file, "pt") as handle:
-                return handle.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"The statistics in {self.path} lack {name} ({error}); calibrate again.") from None
+        return read_tensor(self.path / file, name)
 
     def _symmetric(self, name: str, n: int) -> torch.Tensor:
         packed = self._tensor(MOMENTS, name).numpy()

@@ -1,15 +1,16 @@
 """Predictions corrected by measurement: every type of matrix is perturbed once, through the model, on held-out windows.
 
-The two-sided metric takes the input and the gradient of a token as independent and adds up positions and layers as if they were
-independent too. Both understate the loss, by a factor that depends on the type of matrix (values, which attention averages over
-positions, suffer most) and hardly on the size of the error. One measured perturbation a type gives that factor.
+The two-sided metric takes the input and the gradient of a token as independent and adds up positions and layers as if
+they were independent too. Both understate the loss, by a factor that depends on the type of matrix (values, which
+attention averages over positions, suffer most) and hardly on the size of the error. One measured perturbation a type
+gives that factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 

@@ -102,7 +102,7 @@ def _finish(
 ) -> tuple[list[int], float]:
     """Exact finish over the candidates that reduced costs cannot exclude, and HiGHS's lower bound for it.
 
-    A solution with an excluded candidate is no better than the rounded-down one, so the bound holds for the whole problem.
+    A solution with an excluded candidate is no better than the rounded-down one, so the bound holds for all.
     """
     kept: list[tuple[int, int]] = []
     slack = (total - bound) * (1 + 1e-9) + 1e-15

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,16 @@ def context_of(
     strategy_name: str,
 ) -> SiteContext:
     """The generator's view of one matrix of a model."""
-    # Gemma 3 multiplies inside its embedding module, so the metric was taken behind the multiplier; Gemma 2 before it.
-    scale = architecture.embedding_multiplier if architecture.family == "gemma3_text" else 1.0
     roles = embedding_roles(site, architecture)
-    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles, scale)
+    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles)
+
+
+def lookup_scale(module: Any) -> float:
+    """What an embedding module multiplies its rows with: the metric of its output was taken behind that.
+
+    Which of the Gemma families multiply there, and which outside, depends on the version of transformers.
+    """
+    return float(getattr(module, "embed_scale", 1.0))
 
 
 def survey(
@@ -115,8 +121,9 @@ def _price(
     model: Any, architecture: Architecture, statistics: Statistics, method: str, allocation_name: str, site: Site
 ) -> tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]:
     """All candidates of one matrix, and the low-rank one that its type is perturbed with: (predicted loss, W')."""
-    weight = model.get_submodule(site.name).weight.detach().float()
-    context = context_of(site, weight, architecture, statistics, method, allocation_name)
+    module = model.get_submodule(site.name)
+    context = context_of(site, module.weight.detach().float(), architecture, statistics, method, allocation_name)
+    context = replace(context, lookup_scale=lookup_scale(module))
     with torch.no_grad():
         found = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
         factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
@@ -155,7 +162,7 @@ def _price_all(
 
 
 def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:
-    """Low-rank candidates at their corrected price; rounding a dense matrix is small and even, and keeps its prediction."""
+    """Low-rank candidates at their corrected price; dense ones lose little and keep their prediction."""
     return tuple(
         c
         if c.format.kind != "low-rank"

@@ -181,6 +181,7 @@ def test_hub_data_sets_are_streamed_and_need_their_package(opened: Any, monkeypa
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):
         read(opened, "hub:owner/name")
+    monkeypatch.setattr("edge_svd.calibrate.sources.hub_resolves", lambda: True)
     asked: list[Any] = []
 
     def load_dataset(name: str, configuration: str | None, streaming: bool) -> Any:
@@ -200,6 +201,9 @@ def test_hub_data_sets_are_streamed_and_need_their_package(opened: Any, monkeypa
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))
     with pytest.raises(InputError, match="owner/name.*no route"):
+        read(opened, "hub:owner/name")
+    monkeypatch.setattr("edge_svd.calibrate.sources.hub_resolves", lambda: False)
+    with pytest.raises(InputError, match="owner/name.*out of reach"):
         read(opened, "hub:owner/name")
 
 

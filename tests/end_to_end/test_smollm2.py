@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ import pytest
 from edge_svd.demo import NAME, demo_model
 from edge_svd.errors import InputError
 from edge_svd.export.prove import inspect_session
-
 
 SIZE = 135_000_000
 MAIN = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
@@ -101,5 +99,3 @@ def test_size_below_the_smallest_is_refused(model: str, fitted: dict[str, Any], 
     assert done.returncode == 3
     assert "smallest possible is" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
-
-

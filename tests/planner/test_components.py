@@ -49,7 +49,9 @@ def test_truncation_is_the_price_of_the_missing_part(method: str, strategy: str)
     for rank in (1, 16, 32, 47, 48):
         kept = table.order[:rank]
         error = c.w - f.b[:, kept] @ f.a[kept]
-        assert float(table.truncation[rank]) == pytest.approx(price(error, c), rel=1e-3, abs=1e-4 * float(table.truncation[0]))
+        assert float(table.truncation[rank]) == pytest.approx(
+            price(error, c), rel=1e-3, abs=1e-4 * float(table.truncation[0])
+        )
     assert float(table.truncation[0]) == pytest.approx(price(c.w, c), rel=1e-3)
 
 

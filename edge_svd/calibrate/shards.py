@@ -1,0 +1,53 @@
+"""Named tensors in a folder of safetensors files, one a layer: neither writing nor reading holds a second copy."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from edge_svd.errors import InputError
+
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
+
+
+def shard_of(name: str) -> str:
+    """The file that a tensor of this name lies in."""
+    match = _LAYER.search(name)
+    return f"layer-{int(match.group(1)):04d}.safetensors" if match else "rest.safetensors"
+
+
+def save_shards(folder: Path, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:
+    """Write every named tensor, file by file, into a new folder that then takes the place of `folder` in one rename."""
+    fresh, aside = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (fresh, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(shard_of(name), []).append(name)
+    for file, members in groups.items():
+        try:
+            save_file({name: read(name).contiguous() for name in members}, fresh / file)
+        except SafetensorError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise OSError(str(error)) from error
+    if folder.exists():
+        os.rename(folder, aside)
+    os.rename(fresh, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_tensor(folder: Path, name: str) -> torch.Tensor:
+    """One tensor; InputError if it is missing or unreadable."""
+    try:
+        with safe_open(folder / shard_of(name), "pt") as handle:
+            return handle.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"The folder {folder} lacks {name} ({error}); calibrate again.") from None
