@@ -130,7 +130,10 @@ def low_rank_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Ten
     wide = torch.zeros(rank, dtype=torch.bool)
     wide[torch.argsort(table.gain[:rank], descending=True, stable=True)[: fmt.k16]] = True
     parts: dict[str, torch.Tensor] = {}
-    for bits, chosen in ((8, table.order[:rank][~wide]), (16, table.order[:rank][wide])):
+    # Neighbours share an activation scale between A and B: components of like magnitude belong together.
+    by_spread = torch.argsort(table.spread[:rank], descending=True, stable=True)
+    for bits, mask in ((8, ~wide), (16, wide)):
+        chosen = table.order[:rank][by_spread[mask[by_spread]]]
         if len(chosen):
             b, a, scale = round_components(
                 context.factorization.b[:, chosen], _pad(context.factorization.a[chosen]), bits

@@ -13,7 +13,7 @@ from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
 from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
-from edge_svd.export.linear import linear
+from edge_svd.export.linear import largest_block, linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
 from edge_svd.formats import SiteFormat
 
@@ -62,7 +62,7 @@ class _Decoder:
         self.every_position = every_position
         self.biases = biases
         self.sites: dict[str, Site] = {site.name: site for site in sites_of(architecture)}
-        self.b = Builder()
+        self.b = Builder(largest_block(formats.values()))
 
     def build(self) -> Graph:
         a, b = self.a, self.b

@@ -30,7 +30,10 @@ TOP_P = 0.95
 TOP_K = 256
 """The nucleus is looked for among this many tokens: sorting a whole vocabulary would cost as much as a layer."""
 
-BATCH = 64
+BATCH = 128
+PIECE = 256
+"""A window is made of texts of about this length: attention over longer ones would take most of the time, and more
+openings make a better mix."""
 CACHE_BYTES = 768 * 2**20
 """The batch is lowered until the keys and values of all rows fit."""
 
@@ -73,6 +76,21 @@ def write_windows(
             f"A calibration window of {window} tokens is longer than the model's context of "
             f"{architecture.max_position}."
         )
+    parts = max(1, window // PIECE)
+    length = -(-window // parts)
+    pieces = _pieces(model, tokenizer, architecture, length, count * parts, seed, progress)
+    return pieces.reshape(count, parts * length)[:, :window]
+
+
+def _pieces(
+    model: Any,
+    tokenizer: Any,
+    architecture: Architecture,
+    window: int,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     openings = opening_ids(tokenizer, seed)
     result = np.empty((count, window), np.int64)
     with torch.inference_mode(), _fast(model) as writer:
@@ -219,7 +237,7 @@ def writer_key() -> dict[str, Any]:
     """What, besides the model, the shape and the seed, decides the text that is written."""
     return {
         "openings": hashlib.sha256(repr((TEXTS, REQUESTS)).encode()).hexdigest(),
-        "sampling": [TOP_P, TOP_K, BATCH, CACHE_BYTES],
+        "sampling": [TOP_P, TOP_K, BATCH, PIECE, CACHE_BYTES],
         "bfloat16": has_bfloat16(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

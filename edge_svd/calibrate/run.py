@@ -20,7 +20,6 @@ from edge_svd.calibrate.statistics import (
     Statistics,
     cache_key,
     manifest_bytes,
-    packed,
 )
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json, writing
@@ -29,7 +28,7 @@ from edge_svd.kernels.symmetric import SymmetricAccumulator
 HELD_EVERY = 8
 """One window in this many is kept from the moments and used for first-order scores instead."""
 
-SAVE_EVERY = 32
+SAVE_EVERY = 48
 PARTIAL = "partial"
 PARTIAL_MANIFEST = "partial.json"
 CLAIM = "unfinished.txt"
@@ -167,7 +166,8 @@ def _finished(moments: Moments, name: str, tokens: float) -> torch.Tensor:
         return moments.frequency / tokens
     side, _, rest = name.partition(".")
     accumulator = (moments.inputs if side == "in" else moments.outputs).pop(rest)
-    return torch.from_numpy(packed(accumulator, accumulator.total if side == "in" else tokens))
+    divisor = accumulator.total if side == "in" else tokens
+    return accumulator.buffer / (divisor if divisor > 0 else 1.0)
 
 
 def _gradients(

@@ -2,8 +2,8 @@
 
 A folder with `statistics.json` (what they were computed from) and three folders of safetensors: `moments`
 
-    in.<input key>      float32 [n (n + 1) / 2]   E[‖g‖² x xᵀ] / E[‖g‖²] (or E[x xᵀ]), packed upper triangle
-    out.<site>          float32 [m (m + 1) / 2]   E[g gᵀ] per token, nats, the metric of the site's output
+    in.<input key>      float32, upper strips     E[‖g‖² x xᵀ] / E[‖g‖²] (or E[x xᵀ]), [n, n] (`kernels.layout`)
+    out.<site>          float32, upper strips     E[g gᵀ] per token, nats, the metric of the site's output
     head.variance       float64 [vocabulary]      E[p (1 − p)] per token
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from edge_svd.architectures import Site
@@ -28,7 +27,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "statistics.json"
 MOMENTS = "moments"
 GRADIENTS = "gradients"
@@ -75,8 +74,12 @@ class Statistics:
         return read_tensor(self.path / file, name)
 
     def _symmetric(self, name: str, n: int) -> torch.Tensor:
-        packed = self._tensor(MOMENTS, name).numpy()
-        return SymmetricAccumulator.from_packed(packed, n, 1.0).full(torch.float64)
+        accumulator = SymmetricAccumulator(n)
+        try:
+            accumulator.restore(self._tensor(MOMENTS, name), 1.0)
+        except InputError as error:
+            raise InputError(f"The statistics in {self.path} do not fit this model: {error}") from None
+        return accumulator.full(torch.float64)
 
     def c_in(self, site: Site) -> torch.Tensor:
         """[n, n] float64."""
@@ -110,8 +113,3 @@ class Statistics:
 def manifest_bytes(key: Mapping[str, Any], tokens: int) -> bytes:
     """The content of `statistics.json`."""
     return canonical_json({"format": FORMAT, "key": dict(key), "digest": cache_key(key), "tokens": tokens}, indent=1)
-
-
-def packed(accumulator: SymmetricAccumulator, divisor: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Upper triangle over `divisor`; a site that no token reached keeps zeros."""
-    return np.divide(accumulator.to_numpy_packed(), divisor if divisor > 0 else 1.0, dtype=np.float32)

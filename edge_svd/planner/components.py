@@ -24,6 +24,7 @@ class ComponentTable:
         score: [r + 1] the strategy's own price of the same.
         rounding: [r] predicted KL of rounding component i to int8.
         gain: [r] how much of that 16 bits save.
+        spread: [r] root mean square of what the component hands from A to B, as its integers are scaled.
     """
 
     order: torch.Tensor
@@ -31,6 +32,7 @@ class ComponentTable:
     score: torch.Tensor
     rounding: torch.Tensor
     gain: torch.Tensor
+    spread: torch.Tensor
 
 
 def component_table(context: SiteContext) -> ComponentTable:
@@ -51,7 +53,9 @@ def component_table(context: SiteContext) -> ComponentTable:
     rounding = _rounding_loss(b, a, cb, ca, c_out, c_in)
     # A 16-bit step is 256 times finer, its loss 65,536 times smaller.
     gain = rounding * (1 - 2.0**-16)
-    return ComponentTable(order, truncation, context.strategy.tail(f, order, truncation, context), rounding, gain)
+    spread = (ca * a).sum(1).clamp_min(0).sqrt() * b.abs().amax(0)
+    score = context.strategy.tail(f, order, truncation, context)
+    return ComponentTable(order, truncation, score, rounding, gain, spread)
 
 
 def _rounding_loss(

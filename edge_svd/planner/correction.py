@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from edge_svd.calibrate.collect import logits_of
+from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.calibrate.collect import LOGIT_BLOCK, last_hidden, logits_of, pull_back, slim_graph, watching
+from edge_svd.calibrate.cotangents import blocks, cotangent
 from edge_svd.errors import Failure
 
-WINDOWS = 8
+WINDOWS = 6
 POSITIONS_EVERY = 4
 SHARE = 0.6
 """The perturbation keeps the rank whose bytes are nearest to this share of the dense int8 matrix."""
@@ -48,6 +50,46 @@ class HeldOutKl:
         if not total < float("inf"):
             raise Failure("The perturbed model gives NaN or Inf on the held-out calibration windows.")
         return max(total / positions, 0.0)
+
+
+def token_losses(
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    errors: Mapping[str, torch.Tensor],
+    precision: str,
+    seed: int = 0,
+) -> dict[str, float]:
+    """½ E[(gᵀ E x)²] of every named error matrix E [m, n] (bfloat16), nats per token, one sampled cotangent each."""
+    sums = dict.fromkeys(errors, 0.0)
+    sites = [site for site in sites_of(architecture) if site.name in errors]
+
+    def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
+        moved = (x.to(torch.bfloat16) @ errors[site.name].T).float()
+        sums[site.name] += 0.5 * float((g.float() * moved).sum(1).square().sum(dtype=torch.float64))
+
+    embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
+    chosen = windows[:WINDOWS]
+    for number, ids in enumerate(chosen):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        with watching(model, sites, seen):
+            with slim_graph():
+                hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
+            hidden.backward(sampled_pull(model, architecture, hidden.detach()[0], precision, generator)[None])
+    return {name: total / chosen.numel() for name, total in sums.items()}
+
+
+def sampled_pull(
+    model: Any, architecture: Architecture, states: torch.Tensor, precision: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Sampled cotangents at the logits, pulled back to the head's input [tokens, hidden]."""
+    pull = torch.empty_like(states)
+    with torch.no_grad():
+        for block in blocks(len(states), LOGIT_BLOCK):
+            logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+            seed = cotangent(torch.softmax(logits, dim=-1), "sampled", 0, 0, generator)
+            pull[block] = pull_back(model, seed, slope, precision)
+    return pull
 
 
 @contextmanager

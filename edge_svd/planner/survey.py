@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,12 +18,14 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced
+from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced, token_losses
 from edge_svd.planner.generators import GENERATORS, SiteContext
+
+T = TypeVar("T")
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank")
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def survey(
         if file is not None:
             atomic_write(file, _to_json(prices, corrections))
     in_kl = allocation(allocation_name).in_kl
-    prices = {site.name: _corrected(prices[site.name], corrections.get(site.type, 1.0), in_kl) for site in sites}
+    prices = {site.name: _corrected(prices[site.name], corrections.get(site.name, 1.0), in_kl) for site in sites}
     tables = {site.name for site in sites if embedding_roles(site, architecture)}
     chosen = {name: tuple(c for c in found if c.format.kind in kinds) for name, found in prices.items()}
     for name in tables:
@@ -142,23 +145,45 @@ def _price_all(
     price: Callable[[Site], tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]],
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, tuple[Candidate, ...]], dict[str, float]]:
-    """Candidates of every matrix, and a measured correction for every type of matrix."""
-    kl = HeldOutKl(model, statistics.held_out(), architecture.logit_softcap)
+    """Candidates of every matrix, and the factor by which each matrix's predictions are corrected."""
+    windows = statistics.held_out()
+    kl = HeldOutKl(model, windows, architecture.logit_softcap)
     prices: dict[str, tuple[Candidate, ...]] = {}
-    corrections: dict[str, float] = {}
+    predicted: dict[str, float] = {}
+    errors: dict[str, torch.Tensor] = {}
+    measured: dict[str, float] = {}
     for kind in dict.fromkeys(site.type for site in sites):
-        predicted, weights = 0.0, {}
-        for site in (site for site in sites if site.type == kind):
+        members = [site for site in sites if site.type == kind]
+        weights: dict[str, torch.Tensor] = {}
+        for site, (found, probe) in zip(members, side_by_side(price, members), strict=True):
+            prices[site.name] = found
             progress(len(prices), len(sites))
-            prices[site.name], probe = price(site)
             if probe is not None:
-                predicted += probe[0]
-                weights[site.name] = probe[1]
+                predicted[site.name], weights[site.name] = probe
+                dense = model.get_submodule(site.name).weight.detach()
+                errors[site.name] = (dense - weights[site.name]).to(torch.bfloat16)
         if weights:
             with replaced(model, weights):
-                corrections[kind] = factor(kl.measure(), predicted)
-    progress(len(sites), len(sites))
+                measured[kind] = kl.measure()
+    precision = str(statistics.key["estimator"].get("precision", "float32"))
+    tokens = token_losses(model, architecture, windows, errors, precision)
+    corrections = {}
+    for kind, loss in measured.items():
+        members = [site for site in sites if site.type == kind and site.name in tokens]
+        common = factor(loss, sum(tokens[site.name] for site in members))
+        for site in members:
+            corrections[site.name] = common * factor(tokens[site.name], predicted[site.name])
     return prices, corrections
+
+
+def side_by_side(work: Callable[[Site], T], items: Sequence[Site]) -> Iterator[T]:
+    """Apply `work` in order, one item a core: LAPACK gains little from threads on matrices this small."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, items)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from edge_svd.export import planes
-from edge_svd.export.linear import block_size
+from edge_svd.export.graph import Builder
+from edge_svd.export.linear import block_size, largest_block
+from edge_svd.formats import SiteFormat
 
 
 def test_every_int8_and_int16_survives() -> None:
@@ -45,5 +47,8 @@ def test_pieces_join_to_the_whole(monkeypatch: object) -> None:
     assert np.array_equal(256 * values[:, 4:10] + values[:, 10:], stored["w"].astype(int))
 
 
-def test_blocks_divide_every_width() -> None:
-    assert [block_size(576), block_size(1536), block_size(48), block_size(64, 16)] == [32, 32, 16, 16]
+def test_blocks_divide_every_width_and_narrow_where_matrices_are_factored() -> None:
+    dense, factored = [SiteFormat("int8"), SiteFormat("int16")], [SiteFormat("int8"), SiteFormat("low-rank", 16)]
+    wide, narrow = Builder(largest_block(dense)), Builder(largest_block(factored))
+    assert [block_size(wide, width) for width in (576, 1536, 48)] == [32, 32, 16]
+    assert [block_size(narrow, width) for width in (576, 1536, 48)] == [16, 16, 16]
