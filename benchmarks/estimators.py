@@ -2,8 +2,9 @@
 
     python benchmarks/estimators.py MODEL --calibration TEXT --text TEXT [--windows 32] [--share 0.8]
 
-For every estimator: seconds of calibration, KL to the dense model on the text when all inner matrices are factored at the same share of
-their parameters by io-svd (uniform ranks, fp32 factors, so that only the metric differs), and the predicted KL beside it.
+For every estimator: seconds of calibration, KL to the dense model on the text when all inner matrices are factored at
+the same share of their parameters by io-svd (uniform ranks, fp32 factors, so that only the metric differs), and the
+predicted KL beside it.
 """
 
 from __future__ import annotations
