@@ -17,7 +17,7 @@ from edge_svd.calibrate.cotangents import blocks, cotangent, passes
 from edge_svd.errors import Failure
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
-LOGIT_BLOCK = 128
+LOGIT_BLOCK = 32
 
 SLIM_ABOVE = 2**16
 """Activations smaller than this are not worth keeping in half precision."""
