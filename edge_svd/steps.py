@@ -26,6 +26,7 @@ from edge_svd.planner.make import SizeOf, make_plan, sized
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.progress import step
+from edge_svd.runtime.memory import release_free_memory
 
 
 def fast_precision() -> str:
@@ -65,7 +66,7 @@ def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationTe
     """The calibration windows; text that the model writes itself is kept in the cache."""
     sources = [parse_source(text) for text in options.sources]
     with step("Calibration text") as tick:
-        return windows_from(
+        text = windows_from(
             sources,
             opened,
             window=options.window,
@@ -74,6 +75,8 @@ def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationTe
             progress=tick,
             cache=cache_folder() / "text",
         )
+    release_free_memory()
+    return text
 
 
 def run_calibration(

@@ -24,6 +24,7 @@ from edge_svd.calibrate.statistics import (
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json, writing
 from edge_svd.kernels.symmetric import SymmetricAccumulator
+from edge_svd.runtime.memory import release_free_memory
 
 HELD_EVERY = 8
 """One window in this many is kept from the moments and used for first-order scores instead."""
@@ -99,6 +100,7 @@ def calibrate(
         total = len(measured) + len(held)
         if not (out / MOMENTS).exists():
             _moments(model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total))
+        release_free_memory()
         _gradients(
             model,
             architecture,

@@ -20,6 +20,7 @@ from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced, token_losses
 from edge_svd.planner.generators import GENERATORS, SiteContext
+from edge_svd.runtime.memory import release_free_memory
 
 T = TypeVar("T")
 
@@ -165,6 +166,9 @@ def _price_all(
         if weights:
             with replaced(model, weights):
                 measured[kind] = kl.measure()
+        weights.clear()
+        release_free_memory()
+    del kl
     precision = str(statistics.key["estimator"].get("precision", "float32"))
     tokens = token_losses(model, architecture, windows, errors, precision)
     corrections = {}
