@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model")
     parser.add_argument("--out", type=Path, default=Path("out/figures"))
+    parser.add_argument("--rows", type=int, default=len(ROWS), help="only the first ROWS rows")
     options = parser.parse_args()
     train, test = text_file(options.data, "wikitext2_raw.train"), text_file(options.data, "wikitext2_raw.test")
     model = options.model
@@ -122,7 +123,7 @@ def main() -> None:
             )
     (options.out / "rows").mkdir(parents=True, exist_ok=True)
     table = []
-    for number, row in enumerate(ROWS):
+    for number, row in enumerate(ROWS[: options.rows]):
         kept = options.out / "rows" / f"{number}.json"
         if not kept.exists():
             result = dense_row(model, test) if row.size is None else fit_row(row, model, train, test, options.out)
