@@ -141,9 +141,10 @@ def measure(opened: OpenedModel, bundle: Path, text: CalibrationText, proof: Pro
     """Size, KL to the dense model on windows that made no metric, speed and memory; written into the bundle."""
     _, held = split(len(text.ids))
     rows = text.ids[held[:MEASURED_WINDOWS]]
+    opened_bundle = open_bundle(bundle)
     with step("Measuring KL to the dense model") as tick:
         loss = bundle_loss(
-            open_bundle(bundle),
+            opened_bundle,
             np.concatenate(rows).tolist(),
             window=rows.shape[1],
             windows=len(rows),
@@ -152,7 +153,7 @@ def measure(opened: OpenedModel, bundle: Path, text: CalibrationText, proof: Pro
             progress=lambda done: tick(done, len(rows)),
         )
     with step("Measuring speed and memory"):
-        context = open_bundle(bundle).manifest.model.max_context
+        context = opened_bundle.manifest.model.max_context
         prompt, new = min(512, context // 2), min(64, context // 2)
         speed = bench(bundle, prompt_tokens=prompt, new_tokens=new, threads=threads)
     measured = {
