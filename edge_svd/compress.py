@@ -23,9 +23,10 @@ from edge_svd.checkpoint import (
 )
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
-from edge_svd.formats import SiteFormat, padded, tensors
+from edge_svd.formats import PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
 from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import context_of
 from edge_svd.quantize.components import round_components
@@ -104,9 +105,9 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     weight = module.weight.detach().float()
     fmt = plan.sites[site.name].format
     with torch.no_grad():
-        if fmt.kind == "low-rank":
+        if fmt.factored:
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
-            parts = low_rank_parts(context, fmt)
+            parts = factored_parts(context, fmt)
         else:
             bits = 8 if fmt.kind == "int8" else 16
             q, scale = round_rows(_pad(weight), bits)
@@ -121,6 +122,29 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     if site.bias:
         arrays[f"{site.name}.bias"] = module.bias.detach().float().numpy()
     return arrays
+
+
+def factored_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    """The stored tensors of a factored matrix, by suffix."""
+    return pivoted_parts(context, fmt) if fmt.kind in PIVOTED else low_rank_parts(context, fmt)
+
+
+def pivoted_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    """The pivots, the coefficients of the others, and the order: of outputs by rows, of inputs by columns."""
+    found = rounded(context, fmt)
+    order = torch.cat([found.pivots, found.rest])
+    (base, scale), (c, c_scale) = found.base, found.coefficients
+    if not found.columns:
+        parts = {"a8": _pad(base), "c8": c, "order": torch.argsort(order)}
+    else:
+        width = context.site.shape[1]
+        missing = torch.arange(width, padded(width))
+        parts = {
+            "b8": base,
+            "c8": torch.nn.functional.pad(c, (0, len(missing))),
+            "order": torch.cat([order, missing]),
+        }
+    return {**parts, "s8": scale, "t8": c_scale, "order": parts["order"].to(torch.uint16)}
 
 
 def low_rank_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:

@@ -5,6 +5,11 @@ The planner counts bytes from here, compress writes these tensors and export cop
 A 16-bit matrix is kept as 16-bit integers on a scale per row (`fp16` on the command line: two bytes a weight).
 onnxruntime's CPU provider widens IEEE halves to fp32, four resident bytes; 16-bit integers split into two int8 planes
 that the int8 kernels take as they are, and on rows without outliers they round more finely than halves do.
+
+A matrix of rank k has only k (m + n - k) degrees of freedom, k² fewer than two factors hold: where k of its rows span
+the others, those k rows and the coefficients of the rest say everything, and so do k columns. Those are the
+`row-pivoted` and `column-pivoted` formats (Zhao et al. 2025, "Pivoting Factorization", arXiv 2501.19090; as an
+interpolative decomposition, Cheng et al. 2005), never larger than the dense matrix but for the order of its rows.
 """
 
 from __future__ import annotations
@@ -23,13 +28,19 @@ INT8_LIMIT = 127
 INT16_LIMIT = 127 * 256
 """Largest magnitude of a 16-bit weight, so that its high plane stays within ±127."""
 
-KINDS = ("int8", "int16", "low-rank")
-ITEM_BYTES = {"int8": 1, "int16": 2, "bfloat16": 2, "float32": 4}
+PIVOTED = ("row-pivoted", "column-pivoted")
+FACTORED = ("low-rank", *PIVOTED)
+KINDS = ("int8", "int16", *FACTORED)
+ITEM_BYTES = {"int8": 1, "int16": 2, "uint16": 2, "bfloat16": 2, "float32": 4}
+
+MOST_PIVOTED = 65_535
+"""Rows or columns of a pivoted matrix are numbered in 16 bits."""
 
 
 @dataclass(frozen=True)
 class SiteFormat:
-    """The format chosen for one matrix; `k8` and `k16` count the int8 and 16-bit components of a low-rank one."""
+    """The format chosen for one matrix; `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the
+    pivot rows or columns of a pivoted one."""
 
     kind: str
     k8: int = 0
@@ -38,7 +49,13 @@ class SiteFormat:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Unknown format {self.kind!r}; known formats are {', '.join(KINDS)}.")
-        if self.kind == "low-rank":
+        if self.kind in PIVOTED:
+            if self.k8 <= 0 or self.k8 % ALIGNMENT or self.k16:
+                raise InputError(
+                    f"A {self.kind} format needs a rank k8 that is a positive multiple of {ALIGNMENT} and no k16, "
+                    f"got {self.k8} and {self.k16}."
+                )
+        elif self.kind == "low-rank":
             if self.k8 < 0 or self.k16 < 0 or self.k8 + self.k16 == 0 or self.k8 % ALIGNMENT or self.k16 % ALIGNMENT:
                 raise InputError(
                     f"A low-rank format needs ranks that are multiples of {ALIGNMENT} and not both zero, "
@@ -47,8 +64,24 @@ class SiteFormat:
         elif self.k8 or self.k16:
             raise InputError(f"Format {self.kind!r} takes no ranks, got {self.k8} and {self.k16}.")
 
+    @property
+    def factored(self) -> bool:
+        """Whether the matrix is kept as two factors."""
+        return self.kind in FACTORED
+
+    @property
+    def rank(self) -> int:
+        """Rank components kept; 0 for a dense format."""
+        return self.k8 + self.k16
+
+    def fits(self, shape: tuple[int, int]) -> bool:
+        """Whether an m x n matrix can be kept like this."""
+        if self.kind in PIVOTED:
+            return self.k8 < min(shape) and max(shape) <= MOST_PIVOTED
+        return self.rank <= min(shape)
+
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "k8": self.k8, "k16": self.k16} if self.kind == "low-rank" else {"kind": self.kind}
+        return {"kind": self.kind, "k8": self.k8, "k16": self.k16} if self.factored else {"kind": self.kind}
 
     @classmethod
     def from_json(cls, value: Any) -> SiteFormat:
@@ -71,12 +104,38 @@ def padded(width: int) -> int:
 
 
 def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Suffix → (dtype, shape) of the tensors that hold an m x n matrix in this format."""
+    """Suffix → (dtype, shape) of the tensors that hold an m x n matrix in this format.
+
+    row-pivoted: y = [A x; C A x] in the order of `order`, A = s8 a8 the pivot rows, C = t8 c8 the other rows'
+    coefficients. column-pivoted: y = B (x₁ + C x₂), where [x₁; x₂] is x in the order of `order`, B = s8 b8 the pivot
+    columns, C = t8 c8 the other columns' coefficients.
+
+    Raises InputError where the matrix has no such rank.
+    """
+    if not fmt.fits(shape):
+        raise InputError(f"A {shape[0]} x {shape[1]} matrix cannot be kept as {fmt.kind} of rank {fmt.rank}.")
     m, n = shape[0], padded(shape[1])
     if fmt.kind == "int8":
         return {"q8": ("int8", (m, n)), "s8": ("bfloat16", (m,))}
     if fmt.kind == "int16":
         return {"q16": ("int16", (m, n)), "s16": ("bfloat16", (m,))}
+    k = fmt.k8
+    if fmt.kind == "row-pivoted":
+        return {
+            "a8": ("int8", (k, n)),
+            "s8": ("bfloat16", (k,)),
+            "c8": ("int8", (m - k, k)),
+            "t8": ("bfloat16", (m - k,)),
+            "order": ("uint16", (m,)),
+        }
+    if fmt.kind == "column-pivoted":
+        return {
+            "b8": ("int8", (m, k)),
+            "s8": ("bfloat16", (m,)),
+            "c8": ("int8", (k, n - k)),
+            "t8": ("bfloat16", (k,)),
+            "order": ("uint16", (n,)),
+        }
     result: dict[str, tuple[str, tuple[int, ...]]] = {}
     if fmt.k8:
         result |= {"b8": ("int8", (m, fmt.k8)), "a8": ("int8", (fmt.k8, n)), "s8": ("bfloat16", (fmt.k8,))}

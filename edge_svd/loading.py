@@ -11,6 +11,7 @@ import torch
 from edge_svd.architectures import Site, norms_of
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.factored import FactoredLinear
+from edge_svd.formats import PIVOTED
 
 
 def load(path: Path | str) -> Any:
@@ -45,9 +46,17 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
     def read(suffix: str) -> torch.Tensor:
         return torch.from_numpy(checkpoint.tensor(f"{site.name}.{suffix}").astype(np.float32))
 
-    if fmt.kind != "low-rank":
+    if not fmt.factored:
         bits = 8 if fmt.kind == "int8" else 16
         return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)
+    if fmt.kind in PIVOTED:
+        order = torch.from_numpy(checkpoint.tensor(f"{site.name}.order").astype(np.int64))
+        c = read("c8") * read("t8")[:, None]
+        if fmt.kind == "row-pivoted":
+            a = (read("a8") * read("s8")[:, None])[:, :n].contiguous()
+            return torch.cat([torch.eye(fmt.k8), c])[order], a
+        a = torch.cat([torch.eye(fmt.k8), c], dim=1)[:, torch.argsort(order)]
+        return read("b8") * read("s8")[:, None], a[:, :n].contiguous()
     kinds = [bits for bits, rank in ((8, fmt.k8), (16, fmt.k16)) if rank]
     b = torch.cat([read(f"b{bits}") for bits in kinds], dim=1)
     a = torch.cat([read(f"a{bits}") * read(f"s{bits}")[:, None] for bits in kinds])

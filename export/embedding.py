@@ -17,9 +17,9 @@ from edge_svd.formats import SiteFormat, padded
 
 
 def embedding(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, multiplier: float) -> ir.Value:
-    """ids int64 [batch, sequence] → float32 [batch, sequence, hidden]; InputError for low rank, which has no rows."""
-    if fmt.kind == "low-rank":
-        raise InputError(f"The embedding {site.name} cannot be low-rank; int8 and int16 are possible.")
+    """ids int64 [batch, sequence] → float32 [batch, sequence, hidden]; InputError for factors, which have no rows."""
+    if fmt.factored:
+        raise InputError(f"The embedding {site.name} cannot be {fmt.kind}; int8 and int16 are possible.")
     vocab, hidden = site.shape
     width = padded(hidden)
     table, _, _ = dense_matrix(builder, site.name, site.shape, fmt)

@@ -25,11 +25,12 @@ MICROSOFT = "com.microsoft"
 ALIGNMENT = 64
 """Offsets in the data file: a cache line, and the width of the widest vector load."""
 
-FLOAT, INT32, INT64, UINT8, BFLOAT16 = (
+FLOAT, INT32, INT64, UINT8, UINT16, BFLOAT16 = (
     ir.DataType.FLOAT,
     ir.DataType.INT32,
     ir.DataType.INT64,
     ir.DataType.UINT8,
+    ir.DataType.UINT16,
     ir.DataType.BFLOAT16,
 )
 

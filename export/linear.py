@@ -6,6 +6,8 @@ Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
     low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
                of A are added before B reads them twice. Without 16-bit components that is just two products.
+    pivoted    by rows: A gives some of the outputs, C the others from them; both side by side, put into order.
+               by columns: C adds the other inputs to the pivot ones, and B takes the sum.
 
 Scales lie in the file once a row, as bfloat16; Cast and Mul spread them over the blocks inside the graph and
 onnxruntime folds both at load. The scale of a component belongs to A, so B needs no scale in the file at all.
@@ -20,8 +22,8 @@ import onnx_ir as ir
 
 from edge_svd.architectures import Site
 from edge_svd.export import planes
-from edge_svd.export.graph import BFLOAT16, FLOAT, MICROSOFT, UINT8, Array, Builder, Reader
-from edge_svd.formats import SiteFormat, padded
+from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
+from edge_svd.formats import PIVOTED, SiteFormat, padded
 
 WIDE_BLOCK, NARROW_BLOCK = 32, 16
 """Block sizes of MatMulNBits. A block of inputs shares one activation scale, and that decides accuracy: SmolLM2 with
@@ -34,7 +36,7 @@ def largest_block(formats: Iterable[SiteFormat]) -> int:
     model that truncation has already moved answers more to noise: at 115 MB SmolLM2 is at KL 0.0063 with wide blocks,
     0.0048 with narrow ones, for a tenth of the decoding speed.
     """
-    return NARROW_BLOCK if any(fmt.kind == "low-rank" for fmt in formats) else WIDE_BLOCK
+    return NARROW_BLOCK if any(fmt.factored for fmt in formats) else WIDE_BLOCK
 
 
 ACCURACY_LEVEL = 4
@@ -53,6 +55,8 @@ def linear(
     name, (m, n) = matrix or site.name, site.shape
     x = pad_activation(builder, x, n)
     add = builder.plain(f"{site.name}.bias", m) if bias else None
+    if fmt.kind in PIVOTED:
+        return _pivoted(builder, x, name, (m, n), fmt, add)
     if fmt.kind == "low-rank":
         return _low_rank(builder, x, name, (m, n), fmt, add)
     if fmt.kind == "int16":
@@ -145,6 +149,33 @@ def _low_rank(
         "Expand", builder.constant([pattern], np.float32), builder.constant([m, len(pattern)], np.int64)
     )
     return _product(builder, z, b, b_scales, (m, rows), block, bias)
+
+
+def _pivoted(
+    builder: Builder, x: ir.Value, name: str, shape: tuple[int, int], fmt: SiteFormat, bias: ir.Value | None
+) -> ir.Value:
+    m, n, k = shape[0], padded(shape[1]), fmt.k8
+
+    def rows(x: ir.Value, parts: str, dims: tuple[int, int], block: int, bias: ir.Value | None = None) -> ir.Value:
+        """The product with an int8 matrix of one scale a row; `parts` are the letters of its numbers and its scale."""
+        tensor, width = f"{name}.{parts[0]}8", dims[1] // block
+        weight = builder.weight(tensor, UINT8, (dims[0], width, block), lambda read: planes.rows8(read, tensor))
+        by_row = builder.op("Cast", stored_scale(builder, name, dims[0], f"{parts[1]}8"), to=int(FLOAT))
+        scales = builder.op("Mul", by_row, builder.constant([[1.0] * width], np.float32))
+        return _product(builder, x, weight, scales, dims, block, bias)
+
+    tensor = f"{name}.order"
+    stored = builder.weight(tensor, UINT16, (m if fmt.kind == "row-pivoted" else n,), lambda read: iter([read(tensor)]))
+    order = builder.op("Cast", stored, to=int(INT32))
+    if fmt.kind == "row-pivoted":
+        pivots = rows(x, "as", (k, n), block_size(builder, n))
+        rest = rows(pivots, "ct", (m - k, k), NARROW_BLOCK)
+        y = builder.op("Gather", builder.op("Concat", pivots, rest, axis=-1), order, axis=2)
+        return y if bias is None else builder.op("Add", y, bias)
+    sorted_x = builder.op("Gather", x, order, axis=2)
+    first, second = builder.node("Split", [sorted_x, builder.constant([k, n - k], np.int64)], outputs=2, axis=-1)
+    hidden = builder.op("Add", first, rows(second, "ct", (k, n - k), NARROW_BLOCK))
+    return rows(hidden, "bs", (m, k), NARROW_BLOCK, bias)
 
 
 def _product(

@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parent / "export"))
 from export_tiny import FAMILIES, INT8, INT16, make_checkpoint, tiny_model, torch_logits  # noqa: E402
 
 LOW_RANK = SiteFormat("low-rank", 16, 16)
+ROWS, COLUMNS = SiteFormat("row-pivoted", 16), SiteFormat("column-pivoted", 16)
 SCALED = {
     "llama3": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "yarn": {"rope_type": "yarn", "factor": 4.0},
@@ -28,8 +29,9 @@ SCALED = {
 
 
 def mixed(site: Site) -> SiteFormat:
-    """All three formats in one model."""
-    return {"embedding": INT8, "q": LOW_RANK, "qkv": LOW_RANK, "down": LOW_RANK, "o": INT16}.get(site.type, INT8)
+    """Every format in one model."""
+    kinds = {"q": LOW_RANK, "qkv": LOW_RANK, "down": ROWS, "gate": COLUMNS, "gate_up": COLUMNS, "o": INT16}
+    return kinds.get(site.type, INT8)
 
 
 def assert_same_logits(model: Any, path: Path) -> Any:
@@ -46,7 +48,7 @@ def test_logits_of_every_family(family: str, tmp_path: Path) -> None:
     architecture = make_checkpoint(tmp_path, model, mixed)
     loaded = assert_same_logits(model, tmp_path)
     kinds = [type(module) for module in loaded.modules()]
-    assert kinds.count(FactoredLinear) == 2 * architecture.num_layers
+    assert kinds.count(FactoredLinear) == 3 * architecture.num_layers
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     tied = loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edge_svd.formats import INT8_LIMIT
+from edge_svd.planner.handover import handover_loss
 from edge_svd.quantize.components import round_components
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class ComponentTable:
         rounding: [r] predicted KL of rounding component i to int8.
         gain: [r] how much of that 16 bits save.
         spread: [r] root mean square of what the component hands from A to B, as its integers are scaled.
+        weight: [r] what an error of one there costs, twice the KL.
     """
 
     order: torch.Tensor
@@ -33,6 +35,12 @@ class ComponentTable:
     rounding: torch.Tensor
     gain: torch.Tensor
     spread: torch.Tensor
+    weight: torch.Tensor
+
+    def handover(self, rank: int) -> float:
+        """Predicted KL of the runtime's rounding between A and B at this rank."""
+        order = torch.argsort(self.spread[:rank], descending=True, stable=True)
+        return handover_loss(self.spread[order].square(), self.weight[order])
 
 
 def component_table(context: SiteContext) -> ComponentTable:
@@ -53,9 +61,11 @@ def component_table(context: SiteContext) -> ComponentTable:
     rounding = _rounding_loss(b, a, cb, ca, c_out, c_in)
     # A 16-bit step is 256 times finer, its loss 65,536 times smaller.
     gain = rounding * (1 - 2.0**-16)
-    spread = (ca * a).sum(1).clamp_min(0).sqrt() * b.abs().amax(0)
+    peak = b.abs().amax(0)
+    spread = (ca * a).sum(1).clamp_min(0).sqrt() * peak
+    weight = (b * cb).sum(0).clamp_min(0) / torch.where(peak > 0, peak, 1.0).square()
     score = context.strategy.tail(f, order, truncation, context)
-    return ComponentTable(order, truncation, score, rounding, gain, spread)
+    return ComponentTable(order, truncation, score, rounding, gain, spread, weight)
 
 
 def _rounding_loss(

@@ -14,6 +14,8 @@ from edge_svd.planner.solver import Solution, solve
 from edge_svd.planner.survey import Survey
 
 ROUNDS = 6
+CLOSE = 2e-5
+"""A plan this close below the target is not worth another round."""
 
 SizeOf = Callable[[Plan], Mapping[str, int]]
 """Exact bytes of every file of the bundle that a plan leads to."""
@@ -32,35 +34,65 @@ def make_plan(
     """
     names = [site.name for site in survey.sites]
     candidates = [survey.candidates[name] for name in names]
-    costs = [[c.bytes for c in found] for found in candidates]
+    sizes = [[c.bytes for c in found] for found in candidates]
 
     def plan_of(solution: Solution, target: int = target_bytes) -> Plan:
         picked = [found[i] for found, i in zip(candidates, solution.choice, strict=True)]
         return sized(_plan(survey, source, names, picked, solution, target, context, seed), size_of)
 
-    least = [min(range(len(c)), key=lambda i: (c[i], i)) for c in costs]
-    smallest = plan_of(_fixed(costs, candidates, least))
+    def outside(choice: list[int]) -> int:
+        """Bytes of the bundle that are not weights."""
+        picked = [found[i] for found, i in zip(candidates, choice, strict=True)]
+        plan = _plan(survey, source, names, picked, _fixed(sizes, candidates, choice), target_bytes, context, seed)
+        return sum(size_of(plan).values()) - sum(c.bytes for c in picked)
+
+    least = [min(range(len(c)), key=lambda i: (c[i], i)) for c in sizes]
+    smallest = plan_of(_fixed(sizes, candidates, least))
     if smallest.file_bytes > target_bytes:
         # The target stands in the manifest too: name a size that succeeds when it is asked for.
         for _ in range(4):
-            smallest = plan_of(_fixed(costs, candidates, least), smallest.file_bytes)
+            smallest = plan_of(_fixed(sizes, candidates, least), smallest.file_bytes)
         raise _unreachable(smallest, target_bytes, size_of)
-    best: Plan | None = None
-    weights = target_bytes - (smallest.file_bytes - sum(choice.bytes for choice in smallest.sites.values()))
-    seen: set[int] = set()
+    graph = _graph_bytes(candidates, least, outside)
+    costs = [[c.bytes + graph[c.format.kind] for c in found] for found in candidates]
+    best = smallest
+    low, high = 0, 2 * target_bytes  # budgets whose plans turned out to fit, and not to fit
+    budget = sum(c[i] for c, i in zip(costs, least, strict=True)) + target_bytes - smallest.file_bytes
     for _ in range(ROUNDS):
-        if weights in seen:
-            break
-        seen.add(weights)
-        solution = _solve(survey, candidates, costs, weights)
+        solution = _solve(survey, candidates, costs, budget)
         plan = smallest if solution is None else plan_of(solution)
-        if plan.file_bytes <= target_bytes and (best is None or _price(plan, survey) < _price(best, survey)):
+        spare = target_bytes - plan.file_bytes
+        if spare >= 0 and _price(plan, survey) < _price(best, survey):
             best = plan
-        # What this plan's bundle holds besides weights is the best guess for the next plan's.
-        weights = target_bytes - (plan.file_bytes - sum(choice.bytes for choice in plan.sites.values()))
-        if plan.file_bytes > target_bytes and weights in seen:
-            weights -= plan.file_bytes - target_bytes
-    return best if best is not None else smallest
+        low, high = (budget, high) if spare >= 0 else (low, budget)
+        spent = budget if solution is None else solution.cost
+        guess = spent + spare
+        if high - low <= 1 or guess == budget or 0 <= spare <= CLOSE * target_bytes:
+            break
+        budget = guess if low < guess < high else (low + high) // 2
+    return best
+
+
+def _graph_bytes(
+    candidates: list[tuple[Candidate, ...]], least: list[int], outside: Callable[[list[int]], int]
+) -> dict[str, int]:
+    """What one more matrix of each kind adds to the graphs, manifest and alignment, against a matrix in int8.
+
+    Little for a large matrix, and a tenth of a small one.
+    """
+    kinds = sorted({c.format.kind for found in candidates for c in found})
+
+    def all_of(kind: str) -> tuple[list[int], int]:
+        choice, count = [], 0
+        for found, fallback in zip(candidates, least, strict=True):
+            own = [i for i, c in enumerate(found) if c.format.kind == kind]
+            narrow = [i for i, c in enumerate(found) if c.format.kind == "int8"]
+            choice.append((own or narrow or [fallback])[0])
+            count += bool(own)
+        return choice, count
+
+    base = outside(all_of("int8")[0])
+    return {kind: round((outside(choice) - base) / count) for kind in kinds for choice, count in [all_of(kind)]}
 
 
 def _solve(

@@ -114,13 +114,13 @@ class Plan:
             odd = sorted(set(own) ^ set(self.sites))[0]
             raise InputError(f"The plan and the model disagree about the matrix {odd}; plan this model again.")
         for name, choice in self.sites.items():
+            if not choice.format.fits(own[name].shape):
+                raise InputError(f"The plan asks for a higher rank of {name} than its shape {own[name].shape} has.")
             expected = weight_bytes(own[name].shape, choice.format)
             if choice.bytes != expected:
                 raise InputError(
                     f"The plan says {choice.bytes} bytes for {name}, but its format takes {expected}; correct the plan."
                 )
-            if choice.format.kind == "low-rank" and choice.format.k8 + choice.format.k16 > min(own[name].shape):
-                raise InputError(f"The plan asks for a higher rank of {name} than its shape {own[name].shape} has.")
 
 
 def refuse_foreign(out: Path) -> None:

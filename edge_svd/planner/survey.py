@@ -25,8 +25,8 @@ from edge_svd.runtime.memory import release_free_memory
 T = TypeVar("T")
 
 ALIASES = {"fp16": "int16"}
-DEFAULT_CANDIDATES = ("int8", "int16", "low-rank")
-VERSION = 3
+DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "row-pivoted", "column-pivoted")
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -191,10 +191,10 @@ def side_by_side(work: Callable[[Site], T], items: Sequence[Site]) -> Iterator[T
 
 
 def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:
-    """Low-rank candidates at their corrected price; dense ones lose little and keep their prediction."""
+    """Factored candidates at their corrected price; dense ones lose little and keep their prediction."""
     return tuple(
         c
-        if c.format.kind != "low-rank"
+        if not c.format.factored
         else Candidate(c.format, c.bytes, c.loss * correction, c.score * (correction if in_kl else 1.0))
         for c in found
     )

@@ -14,9 +14,9 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     for name, site in plan["sites"].items():
         groups.setdefault(name.rsplit(".", 1)[-1], []).append(site)
     total = sum(site["loss"] for site in plan["sites"].values()) or 1.0
-    rows = [("matrix", "int8", "16-bit", "low rank", "mean rank", "bytes", "loss")]
+    rows = [("matrix", "int8", "16-bit", "factored", "mean rank", "bytes", "loss")]
     for kind, sites in groups.items():
-        factored = [site["k8"] + site["k16"] for site in sites if site["kind"] == "low-rank"]
+        factored = [site["k8"] + site["k16"] for site in sites if "k8" in site]
         rows.append(
             (
                 kind,

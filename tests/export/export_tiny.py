@@ -86,7 +86,11 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
     m, n = weight.shape
     wide = np.zeros((m, padded(n)), np.float32)
     wide[:, :n] = weight
-    if fmt.kind != "low-rank":
+    if fmt.kind == "row-pivoted":
+        return _row_pivoted(wide, n, fmt.k8)
+    if fmt.kind == "column-pivoted":
+        return _column_pivoted(wide, n, fmt.k8)
+    if not fmt.factored:
         limit, dtype, suffix = (127, np.int8, "8") if fmt.kind == "int8" else (32512, np.int16, "16")
         q, s = _round(wide, limit, 1)
         tensors = {f"q{suffix}": q.astype(dtype), f"s{suffix}": s.astype(ml_dtypes.bfloat16)}
@@ -107,6 +111,48 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
         tensors |= {f"b{suffix}": b.astype(dtype), f"a{suffix}": a.astype(dtype), f"s{suffix}": s}
         total += (b * s.astype(np.float64)) @ a
     return tensors, total[:, :n].astype(np.float32)
+
+
+def _row_pivoted(wide: np.ndarray, n: int, k: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every other row first as pivots; the others as their least-squares combinations."""
+    m = len(wide)
+    pivots = np.array([*range(0, m, 2), *range(1, m, 2)])[:k]
+    rest = np.setdiff1d(np.arange(m), pivots)
+    a, s = _round(wide[pivots], 127, 1)
+    rounded = (a * s[:, None]).astype(np.float32)
+    coefficients = np.linalg.lstsq(rounded.T.astype(np.float64), wide[rest].T.astype(np.float64), rcond=None)[0].T
+    c, t = _round(coefficients.astype(np.float32), 127, 1)
+    made = np.empty_like(wide)
+    made[pivots], made[rest] = rounded, (c * t[:, None]) @ rounded
+    tensors = {
+        "a8": a.astype(np.int8),
+        "s8": s.astype(ml_dtypes.bfloat16),
+        "c8": c.astype(np.int8),
+        "t8": t.astype(ml_dtypes.bfloat16),
+        "order": np.argsort(np.concatenate((pivots, rest))).astype(np.uint16),
+    }
+    return tensors, made[:, :n].astype(np.float32)
+
+
+def _column_pivoted(wide: np.ndarray, n: int, k: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The same by columns; each side has its scales by rows, as it is stored."""
+    width = wide.shape[1]
+    pivots = np.array([*range(0, n, 2), *range(1, n, 2)])[:k]
+    rest = np.setdiff1d(np.arange(width), pivots)
+    b, s = _round(wide[:, pivots], 127, 1)
+    rounded = (b * s[:, None]).astype(np.float32)
+    coefficients = np.linalg.lstsq(rounded.astype(np.float64), wide[:, rest].astype(np.float64), rcond=None)[0]
+    c, t = _round(coefficients.astype(np.float32), 127, 1)
+    made = np.empty_like(wide)
+    made[:, pivots], made[:, rest] = rounded, rounded @ (c * t[:, None])
+    tensors = {
+        "b8": b.astype(np.int8),
+        "s8": s.astype(ml_dtypes.bfloat16),
+        "c8": c.astype(np.int8),
+        "t8": t.astype(ml_dtypes.bfloat16),
+        "order": np.concatenate((pivots, rest)).astype(np.uint16),
+    }
+    return tensors, made[:, :n].astype(np.float32)
 
 
 def effective_norm(module: Any, family: str) -> np.ndarray:

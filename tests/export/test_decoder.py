@@ -32,6 +32,10 @@ def low_rank(k8: int, k16: int) -> Any:
     return lambda site: INT8 if site.type in ("embedding", "lm_head") else SiteFormat("low-rank", k8, k16)
 
 
+def pivoted(side: str) -> Any:
+    return lambda site: INT8 if site.type in ("embedding", "lm_head") else SiteFormat(f"{side}-pivoted", 16)
+
+
 def difference(left: np.ndarray, right: np.ndarray) -> float:
     assert left.shape == right.shape
     return float(np.abs(left - right).max())
@@ -61,8 +65,16 @@ def test_every_family_with_and_without_cache(family: str, tmp_path: Path, exact_
 @pytest.mark.parametrize("tied", (True, False))
 @pytest.mark.parametrize(
     "choose",
-    (lambda site: INT16, low_rank(32, 0), low_rank(16, 16), low_rank(0, 32), low_rank(16, 0)),
-    ids=("int16", "k8", "k8+k16", "k16", "k8 of 16"),
+    (
+        lambda site: INT16,
+        low_rank(32, 0),
+        low_rank(16, 16),
+        low_rank(0, 32),
+        low_rank(16, 0),
+        pivoted("row"),
+        pivoted("column"),
+    ),
+    ids=("int16", "k8", "k8+k16", "k16", "k8 of 16", "rows", "columns"),
 )
 def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations: None) -> None:
     model = tiny_model("llama-bias", tie_word_embeddings=tied)
@@ -75,7 +87,7 @@ def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations
 
 
 def test_widths_that_are_no_multiple_of_16_are_padded(tmp_path: Path, exact_activations: None) -> None:
-    for choose in (lambda site: INT8, lambda site: INT16, low_rank(16, 16)):
+    for choose in (lambda site: INT8, lambda site: INT16, low_rank(16, 16), pivoted("row"), pivoted("column")):
         model = tiny_model("llama", hidden_size=40, intermediate_size=72)
         path = tmp_path / str(len(list(tmp_path.iterdir())))
         bundle, a = exported(path, model, choose)
@@ -84,7 +96,9 @@ def test_widths_that_are_no_multiple_of_16_are_padded(tmp_path: Path, exact_acti
 
 
 @pytest.mark.parametrize(
-    "choose", (lambda site: INT8, lambda site: INT16, low_rank(16, 16)), ids=("int8", "int16", "low-rank")
+    "choose",
+    (lambda site: INT8, lambda site: INT16, low_rank(16, 16), pivoted("row"), pivoted("column")),
+    ids=("int8", "int16", "low-rank", "rows", "columns"),
 )
 def test_int8_activations_stay_close(choose: Any, tmp_path: Path) -> None:
     """What ships: activations rounded to 8 bits a block cost 2 to 3% of a random model's logits, not more."""

@@ -13,6 +13,8 @@ from edge_svd.errors import InputError
 from edge_svd.export import export_bundle, prove
 from edge_svd.formats import SiteFormat
 
+LOW_RANK = SiteFormat("low-rank", 16, 16)
+FORMATS = (INT8, INT16, LOW_RANK, SiteFormat("row-pivoted", 16), SiteFormat("column-pivoted", 16))
 WINDOWS = np.random.default_rng(3).integers(3, 96, (3, 20)).tolist()
 
 
@@ -47,17 +49,17 @@ def test_proof_sees_a_wrong_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", (True, False))
-@pytest.mark.parametrize("fmt", (INT8, INT16, SiteFormat("low-rank", 16, 16)), ids=("int8", "int16", "low-rank"))
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.kind)
 def test_the_session_holds_no_widened_weights(tmp_path: Path, tied: bool, fmt: SiteFormat) -> None:
     """In float32 only scales (a block's at most), norms and one rotary table; the integers once, and once when tied."""
     model = tiny_model("llama", tie_word_embeddings=tied, vocab_size=4096)
-    embedding = INT8 if fmt.kind == "low-rank" else fmt
+    embedding = INT8 if fmt.factored else fmt
     make_checkpoint(tmp_path / "checkpoint", model, lambda site: embedding if site.layer < 0 else fmt)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", context=100)
     held = prove.inspect_session(bundle)
     floats = [row for row in held if row[1] == "FLOAT"]
     planes = 2 if embedding.kind == "int16" else 1
-    block = 16 if fmt.kind == "low-rank" else 32
+    block = 16 if fmt.factored else 32
     head_scales = 4096 * (64 // block) * planes * 4
     assert floats[0][2] == head_scales
     tables = 100 * 8 * 4

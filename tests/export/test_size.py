@@ -18,6 +18,8 @@ from edge_svd.formats import SiteFormat
 
 def mixed(site: Any) -> SiteFormat:
     kinds = {"k": SiteFormat("low-rank", 16, 16), "o": SiteFormat("low-rank", 0, 16), "up": SiteFormat("low-rank", 32)}
+    kinds["down"] = SiteFormat("row-pivoted", 16)
+    kinds["gate"] = SiteFormat("column-pivoted", 16)
     return kinds.get(site.type, INT16 if site.type in ("q", "embedding") else INT8)
 
 

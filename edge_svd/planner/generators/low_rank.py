@@ -28,6 +28,7 @@ def from_table(table: ComponentTable, shape: tuple[int, int]) -> list[Candidate]
     dense = weight_bytes(shape, SiteFormat("int8"))
     found = []
     for rank in range(ALIGNMENT, min(shape) + 1, ALIGNMENT):
+        handover = table.handover(rank)
         gains = torch.sort(table.gain[:rank], descending=True).values.cumsum(0)
         for k16 in SIXTEEN_BIT_RANKS:
             if k16 > rank:
@@ -37,8 +38,8 @@ def from_table(table: ComponentTable, shape: tuple[int, int]) -> list[Candidate]
             if size >= dense:
                 break
             saved = float(gains[k16 - 1]) if k16 else 0.0
-            rounding = float(table.rounding[:rank].sum()) - saved
             # Rounding saved by a wider component cannot make the total smaller than what truncation alone costs.
-            loss = float(table.truncation[rank]) + max(rounding, 0.0)
-            found.append(Candidate(fmt, size, loss, float(table.score[rank]) + max(rounding, 0.0)))
+            rounding = max(float(table.rounding[:rank].sum()) - saved, 0.0) + handover
+            loss = float(table.truncation[rank]) + rounding
+            found.append(Candidate(fmt, size, loss, float(table.score[rank]) + rounding))
     return found

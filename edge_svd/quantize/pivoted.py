@@ -1,0 +1,120 @@
+"""A matrix of rank k as k of its own rows and the coefficients of the others, or the same of columns; int8.
+
+W ≈ B A = [I; C] A_p with A_p the pivot rows of B A: k² numbers fewer than B and A (Zhao et al. 2025, "Pivoting
+Factorization", arXiv 2501.19090). Pivots come from a QR factorisation with column pivoting, in coordinates where row i
+of B has the length of the output y_i's root mean square, so that large outputs carry small ones and C stays near 1.
+Columns are the rows of the transposed matrix, with the two metrics exchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+import torch
+
+from edge_svd.errors import Failure
+from edge_svd.quantize.rows import dequantise_rows, round_rows
+
+RIDGE = 1e-4
+"""Share of a metric's mean diagonal added to it before it is inverted, as the decomposition does."""
+
+RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
+"""Shares tried in turn where a Cholesky factor is needed."""
+
+Rounded = tuple[torch.Tensor, torch.Tensor]
+"""int8 numbers and one bfloat16 scale a row, as `round_rows` gives them."""
+
+
+@dataclass(frozen=True)
+class Pivoted:
+    """Rounded parts of W [m, n].
+
+    By rows: W[pivots] = base [k, n], W[rest] = coefficients [m - k, k] @ base.
+    By columns: W[:, pivots] = base [m, k], W[:, rest] = base @ coefficients [k, n - k].
+    `rest` is rising; `pivots` stand in the order in which the numbers between the two products are best rounded.
+    `handover` [k] and `weight` [k]: second moment of each of those numbers, and what an error of one there costs,
+    twice the KL, in nats per token.
+    """
+
+    columns: bool
+    pivots: torch.Tensor
+    rest: torch.Tensor
+    base: Rounded
+    coefficients: Rounded
+    handover: torch.Tensor
+    weight: torch.Tensor
+
+    def matrix(self) -> torch.Tensor:
+        """The rounded matrix [m, n], fp32."""
+        base, c = dequantise_rows(*self.base), dequantise_rows(*self.coefficients)
+        place = torch.argsort(torch.cat([self.pivots, self.rest]))
+        if self.columns:
+            return torch.cat([base, base @ c], dim=1)[:, place]
+        return torch.cat([base, c @ base])[place]
+
+
+def choose_pivots(b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(pivots [k], rest [m - k], both rising) among the rows of B A, B [m, k], A [k, n], E[x xᵀ] = C_in; float64."""
+    k = b.shape[1]
+    scaled = b @ _cholesky(a @ _damped(c_in) @ a.T)
+    chosen = scipy.linalg.qr(scaled.T.numpy(), mode="r", pivoting=True, check_finite=False)[-1]
+    chosen = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
+    return chosen[:k].sort().values, chosen[k:].sort().values
+
+
+def round_pivoted(
+    w: torch.Tensor, b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor, c_out: torch.Tensor, *, columns: bool
+) -> Pivoted:
+    """W [m, n] on the row (or column) space of B A, B [m, k], A [k, n], k < min(m, n); float64.
+
+    The pivot rows are rounded first; the coefficients C then minimise tr(C_out E C_in Eᵀ) for the rounded pivot rows,
+    so that the other rows make good part of that rounding, and are rounded in turn:
+    C = (W_r + O_rr⁻¹ O_rp E_p) C_in Âᵀ (Â C_in Âᵀ)⁻¹ with O = C_out, E_p = W_p - Â.
+
+    Raises:
+        Failure: NaN or Inf in a factor or a metric.
+    """
+    if columns:
+        w, b, a, c_in, c_out = w.T, a.T, b.T, c_out, c_in
+    pivots, rest = choose_pivots(b, a, c_in)
+    target, into, out = b[pivots] @ a, _damped(c_in), _damped(c_out)
+    # Scales belong to the rows of the matrix that is stored, which for columns is the transposed one.
+    base = round_rows((target.T if columns else target).float().contiguous(), 8)
+    rounded = dequantise_rows(*base, torch.float64)
+    rounded = rounded.T if columns else rounded
+    slack = torch.cholesky_solve(out[rest][:, pivots] @ (w[pivots] - rounded), _cholesky(out[rest][:, rest]))
+    projected = rounded @ into
+    power = projected @ rounded.T
+    c = torch.cholesky_solve(projected @ (w[rest] + slack).T, _cholesky(power)).T
+    if columns:
+        lifted = torch.eye(len(out), dtype=c.dtype)[:, pivots]
+        lifted[rest] = c
+        handover, weight = ((out @ lifted) * lifted).sum(0), power.diagonal()
+    else:
+        handover, weight = power.diagonal(), ((out[rest][:, rest] @ c) * c).sum(0)
+    order = torch.argsort(handover, descending=True, stable=True)
+    c = c[:, order]
+    if columns:
+        base = (base[0][:, order].contiguous(), base[1])
+        coefficients = round_rows(c.T.float().contiguous(), 8)
+    else:
+        base = (base[0][order], base[1][order])
+        coefficients = round_rows(c.float().contiguous(), 8)
+    return Pivoted(columns, pivots[order], rest, base, coefficients, handover[order], weight[order])
+
+
+def _cholesky(metric: torch.Tensor) -> torch.Tensor:
+    """Lower factor; a metric of too few samples, indefinite by its fp32 noise, is damped until it has one."""
+    for ridge in RIDGES:
+        factor, failed = torch.linalg.cholesky_ex(_damped(metric, ridge))
+        if not int(failed) and torch.isfinite(factor).all():
+            return factor
+    raise Failure("Cannot pivot a matrix whose factors or metrics hold NaN or Inf.")
+
+
+def _damped(metric: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+    result = (metric + metric.T) / 2
+    result.diagonal().add_(max(ridge * float(result.diagonal().mean()), 1e-140))
+    return result
