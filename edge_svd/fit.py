@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from edge_svd.allocate import allocation
 from edge_svd.calibrate.run import split
 from edge_svd.calibrate.text import CalibrationText
+from edge_svd.checkpoint import MANIFEST, Checkpoint
 from edge_svd.compress import compress
 from edge_svd.errors import Failure
 from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export.bundle import export_bundle, refuse_foreign
 from edge_svd.export.documents import context_length
 from edge_svd.export.prove import Proof, prove
-from edge_svd.files import atomic_write, replace_folder, writing
+from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.progress import step
@@ -83,16 +85,15 @@ def fit(
     refuse_foreign(out, force)
     opened = open_model(model)
     context_length(opened.architecture, planning.context)
-    statistics, text = run_calibration(opened, calibration)
+    statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
     prices = run_survey(opened, statistics, planning)
     plan = run_plan(opened, statistics, prices, planning, target_bytes)
     partial = out.with_name(out.name + ".partial")
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"
     with step("Compressing") as tick:
-        checkpoint_is_current(checkpoint, plan) or compress(
-            opened, plan, statistics, checkpoint, force=True, progress=tick
-        )
+        if not checkpoint_is_current(checkpoint, plan):
+            compress(opened, plan, statistics, checkpoint, force=True, progress=tick)
     with step("Exporting") as tick:
         export_bundle(
             checkpoint,
@@ -116,9 +117,6 @@ def fit(
 
 def checkpoint_is_current(path: Path, plan: Plan) -> bool:
     """Whether an earlier, interrupted run has already finished the checkpoint of this very plan."""
-    from edge_svd.checkpoint import MANIFEST, Checkpoint
-    from edge_svd.files import canonical_json
-
     if not (path / MANIFEST).exists():
         return False
     return canonical_json(dict(Checkpoint.open(path).plan)) == canonical_json(plan.to_json())
@@ -127,7 +125,8 @@ def checkpoint_is_current(path: Path, plan: Plan) -> bool:
 def prove_bundle(checkpoint: Path, bundle: Path, text: CalibrationText, predicted: float, threads: int) -> Proof:
     """Compare the exported graph with the checkpoint in torch on real text; Failure if they disagree."""
     with step("Proving the bundle against the checkpoint"):
-        proof = prove(checkpoint, bundle, proof_windows(text), threads=threads)
+        windows = proof_windows(text)
+        proof = prove(checkpoint, bundle, windows, prompt=len(windows[0]) // 2, threads=threads)
     limit = max(PROOF_KL, PROOF_SHARE * predicted)
     if proof.kl_mean > limit:
         raise Failure(

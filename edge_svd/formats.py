@@ -70,6 +70,11 @@ class SiteFormat:
         return self.kind in FACTORED
 
     @property
+    def family(self) -> str:
+        """What `--candidates` calls it: both pivoted kinds are one."""
+        return "pivoted" if self.kind in PIVOTED else self.kind
+
+    @property
     def rank(self) -> int:
         """Rank components kept; 0 for a dense format."""
         return self.k8 + self.k16

@@ -80,9 +80,11 @@ def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationTe
 
 
 def run_calibration(
-    opened: OpenedModel, options: Calibration, out: Path | None = None
+    opened: OpenedModel, options: Calibration, out: Path | None = None, *, gradients: bool = True
 ) -> tuple[Statistics, CalibrationText]:
     """Statistics for the model: from `out` or the cache where they exist, otherwise collected now.
+
+    `gradients`: with the first-order scores, which only some allocations look at.
 
     Errors as `calibrate.text.windows_from` and `calibrate.run.calibrate`.
     """
@@ -94,7 +96,9 @@ def run_calibration(
     folder = out if out is not None else cache_folder() / "statistics" / cache_key(key)
     with step("Calibration") as tick:
         windows = torch.from_numpy(text.ids)
-        return calibrate(opened.model, opened.architecture, windows, key, folder, options.estimator, tick), text
+        return calibrate(
+            opened.model, opened.architecture, windows, key, folder, options.estimator, tick, gradients=gradients
+        ), text
 
 
 def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -> Survey:
@@ -151,8 +155,9 @@ def _size_of(opened: OpenedModel, context: int) -> SizeOf:
     return size_of
 
 
-def proof_windows(text: CalibrationText, windows: int = 64, length: int = 32) -> Sequence[Sequence[int]]:
-    """Short windows spread over the calibration text, for comparing a bundle with its checkpoint."""
+def proof_windows(text: CalibrationText, windows: int = 64, length: int = 64) -> Sequence[Sequence[int]]:
+    """Prompts spread over the calibration text, each with as many tokens to continue it, for comparing a bundle with
+    its checkpoint."""
     count, width = text.ids.shape
     length = min(length, width)
     per = -(-windows // count)

@@ -26,26 +26,38 @@ _COPIES = 6
 
 @dataclass(frozen=True)
 class Proof:
-    """Checkpoint against bundle over `positions` predictions: share of equal most likely tokens, mean
-    KL(checkpoint ‖ bundle) in nats a token, and the largest difference of two logits."""
+    """Checkpoint against bundle over `positions` teacher-forced predictions behind the prompts: share of equal most
+    likely tokens, mean KL(checkpoint ‖ bundle) in nats a token, and the largest difference of two logits.
+
+    `prompt_kl_mean` is the KL inside the prompts (None without): the first tokens of a text have nothing before them,
+    and what they predict hangs by a thread that any rounding moves.
+    """
 
     top1_agreement: float
     kl_mean: float
     max_abs_error: float
     positions: int
+    prompt_kl_mean: float | None = None
 
 
 def prove(
-    checkpoint: Path, bundle_dir: Path, token_windows: Sequence[Sequence[int]], *, model: Any = None, threads: int = 2
+    checkpoint: Path,
+    bundle_dir: Path,
+    token_windows: Sequence[Sequence[int]],
+    *,
+    prompt: int = 0,
+    model: Any = None,
+    threads: int = 2,
 ) -> Proof:
     """Teacher-forced comparison over windows of token ids, in pieces through the caches of both sides.
 
-    `model` is the checkpoint as a torch model, if it is loaded already. Raises InputError without tokens, Failure if a
-    logit is not finite.
+    The first `prompt` tokens of a window are its prompt, whose own predictions are counted apart. `model` is the
+    checkpoint as a torch model, if it is loaded already. Raises InputError without tokens, Failure if a logit is not
+    finite.
     """
-    windows = [np.asarray(window, np.int64)[None] for window in token_windows if len(window)]
+    windows = [np.asarray(window, np.int64)[None] for window in token_windows if len(window) > prompt]
     if not windows:
-        raise InputError("A proof needs at least one window of tokens.")
+        raise InputError("A proof needs at least one window of tokens longer than its prompt.")
     if model is None:
         import edge_svd
 
@@ -53,20 +65,27 @@ def prove(
     a = Checkpoint.open(checkpoint).architecture
     session = _session(Path(bundle_dir) / SCORING_NAME, threads)
     piece = max(1, LOGITS_BYTES // (4 * _COPIES * a.vocab_size))
-    agreed, kl, error, positions = 0, 0.0, 0.0, 0
+    agreed, error, positions = 0, 0.0, 0
+    kl, prompt_kl = 0.0, 0.0
     for window in windows:
         left, right = (
             _torch_logits(model, window, piece),
             _bundle_logits(session, a.num_layers, (a.num_kv_heads, a.head_dim), window, piece),
         )
+        waiting = prompt
         for expected, found in zip(left, right, strict=True):
             if not (np.isfinite(expected).all() and np.isfinite(found).all()):
                 raise Failure(f"The proof of {bundle_dir} found a logit that is not finite.")
-            agreed += int((expected.argmax(-1) == found.argmax(-1)).sum())
             error = max(error, float(np.abs(expected - found).max()))
+            own = min(waiting, len(expected))
+            waiting -= own
+            prompt_kl += _kl_sum(expected[:own], found[:own])
+            expected, found = expected[own:], found[own:]
+            agreed += int((expected.argmax(-1) == found.argmax(-1)).sum())
             kl += _kl_sum(expected, found)
             positions += len(expected)
-    return Proof(agreed / positions, kl / positions, error, positions)
+    inside = prompt_kl / (prompt * len(windows)) if prompt else None
+    return Proof(agreed / positions, kl / positions, error, positions, inside)
 
 
 def inspect_session(bundle_dir: Path, name: str = MODEL_NAME) -> list[tuple[str, str, int]]:

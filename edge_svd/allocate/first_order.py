@@ -22,6 +22,7 @@ class FirstOrder:
 
     same_ratio = False
     in_kl = False
+    needs_gradient = True
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.argsort(sensitivity(factorization, site.gradient), descending=True, stable=True)

@@ -13,6 +13,7 @@ class SecondOrder:
 
     same_ratio = False
     in_kl = True
+    needs_gradient = False
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.arange(len(factorization.energy))

@@ -22,10 +22,12 @@ class Strategy(Protocol):
 
     `same_ratio` strategies do not trade between matrices: every matrix keeps the same share of its parameters.
     `in_kl`: the price is the predicted KL itself, so corrections of predictions apply to it.
+    `needs_gradient`: it looks at ∂L/∂W, which calibration collects in a pass of its own.
     """
 
     same_ratio: bool
     in_kl: bool
+    needs_gradient: bool
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         """Component numbers [r], most valuable first; a rank k keeps the first k."""

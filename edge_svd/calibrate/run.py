@@ -72,10 +72,13 @@ def calibrate(
     out: Path,
     estimator: Estimator,
     progress: Progress = lambda done, total: None,
+    *,
+    gradients: bool = True,
 ) -> Statistics:
     """Run the model over windows [count, window] and write the statistics folder `out`; continue it if half done.
 
-    Returns at once where `out` already holds statistics of the same key. Every window draws from its own seeded
+    Without `gradients` the first-order scores are left out; asking for them later adds them. Returns at once where
+    `out` already holds statistics of the same key. Every window draws from its own seeded
     generator, so an interrupted run continues to the same numbers.
 
     Raises:
@@ -88,6 +91,12 @@ def calibrate(
             raise InputError(
                 f"The folder {out} holds statistics of another model, text or setting; choose another folder."
             )
+        if gradients and not found.has_gradients:
+            with writing(out):
+                _, held = split(len(windows))
+                _gradients(
+                    model, architecture, windows, held, out, estimator.precision, lambda n: progress(n, len(held))
+                )
         return found
     if out.exists() and not (out.is_dir() and all(_is_ours(file.name) for file in out.iterdir())):
         raise InputError(f"{out} exists and does not hold statistics of ours; choose another output folder.")
@@ -97,19 +106,22 @@ def calibrate(
         out.mkdir(parents=True, exist_ok=True)
         _claim(out, cache_key(key))
         measured, held = split(len(windows))
-        total = len(measured) + len(held)
+        total = len(measured) + (len(held) if gradients else 0)
         if not (out / MOMENTS).exists():
             _moments(model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total))
         release_free_memory()
-        _gradients(
-            model,
-            architecture,
-            windows,
-            held,
-            out,
-            estimator.precision,
-            lambda done: progress(len(measured) + done, total),
-        )
+        if gradients:
+            _gradients(
+                model,
+                architecture,
+                windows,
+                held,
+                out,
+                estimator.precision,
+                lambda done: progress(len(measured) + done, total),
+            )
+        else:
+            progress(total, total)
         save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
         tokens = len(measured) * windows.shape[1]
         atomic_write(out / MANIFEST, manifest_bytes(key, tokens))

@@ -7,8 +7,9 @@ A folder with `statistics.json` (what they were computed from) and three folders
     head.variance       float64 [vocabulary]      E[p (1 − p)] per token
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
-`gradients` with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on windows that the moments did not see, and
-`held_out` with `ids` int64 [count, window], those windows, for checking predictions against measurements.
+`gradients` (where a first-order allocation asks for them) with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on
+windows that the moments did not see, and `held_out` with `ids` int64 [count, window], those windows, for checking
+predictions against measurements.
 """
 
 from __future__ import annotations
@@ -89,8 +90,15 @@ class Statistics:
         """[m, m] float64; for the embedding, the metric of its output [hidden, hidden]."""
         return self._symmetric(f"out.{site.name}", site.shape[1] if site.type == "embedding" else site.shape[0])
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether first-order scores were collected."""
+        return (self.path / GRADIENTS).exists()
+
     def gradient(self, site: Site) -> torch.Tensor:
-        """[m, n] float64, nats per token."""
+        """[m, n] float64, nats per token; InputError where they were not collected."""
+        if not self.has_gradients:
+            raise InputError(f"The statistics in {self.path} hold no first-order scores; run `edge-svd calibrate`.")
         return self._tensor(GRADIENTS, site.name).double()
 
     def held_out(self) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from edge_svd.allocate import allocation
 from edge_svd.architectures import Architecture, Site, sites_of
@@ -25,7 +26,7 @@ from edge_svd.runtime.memory import release_free_memory
 T = TypeVar("T")
 
 ALIASES = {"fp16": "int16"}
-DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "row-pivoted", "column-pivoted")
+DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted")
 VERSION = 4
 
 
@@ -109,7 +110,7 @@ def survey(
     in_kl = allocation(allocation_name).in_kl
     prices = {site.name: _corrected(prices[site.name], corrections.get(site.name, 1.0), in_kl) for site in sites}
     tables = {site.name for site in sites if embedding_roles(site, architecture)}
-    chosen = {name: tuple(c for c in found if c.format.kind in kinds) for name, found in prices.items()}
+    chosen = {name: tuple(c for c in found if c.format.family in kinds) for name, found in prices.items()}
     for name in tables:
         if not chosen[name]:
             # Candidates limited to low rank leave no choice for the vocabulary tables, which are never factored: int8.
@@ -184,7 +185,10 @@ def side_by_side(work: Callable[[Site], T], items: Sequence[Site]) -> Iterator[T
     """Apply `work` in order, one item a core: LAPACK gains little from threads on matrices this small."""
     threads = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)

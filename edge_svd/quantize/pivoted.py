@@ -55,10 +55,17 @@ class Pivoted:
         return torch.cat([base, c @ base])[place]
 
 
+def damped(metric: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
+    """A symmetric metric with a share of its mean diagonal added."""
+    result = metric.clone()
+    result.diagonal().add_(max(ridge * float(result.diagonal().mean()), 1e-140))
+    return result
+
+
 def choose_pivots(b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(pivots [k], rest [m - k], both rising) among the rows of B A, B [m, k], A [k, n], E[x xᵀ] = C_in; float64."""
     k = b.shape[1]
-    scaled = b @ _cholesky(a @ _damped(c_in) @ a.T)
+    scaled = b @ _cholesky(a @ c_in @ a.T)
     chosen = scipy.linalg.qr(scaled.T.numpy(), mode="r", pivoting=True, check_finite=False)[-1]
     chosen = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
     return chosen[:k].sort().values, chosen[k:].sort().values
@@ -67,7 +74,7 @@ def choose_pivots(b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor) -> tuple
 def round_pivoted(
     w: torch.Tensor, b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor, c_out: torch.Tensor, *, columns: bool
 ) -> Pivoted:
-    """W [m, n] on the row (or column) space of B A, B [m, k], A [k, n], k < min(m, n); float64.
+    """W [m, n] on the row (or column) space of B A, B [m, k], A [k, n], k < min(m, n); float64, metrics `damped`.
 
     The pivot rows are rounded first; the coefficients C then minimise tr(C_out E C_in Eᵀ) for the rounded pivot rows,
     so that the other rows make good part of that rounding, and are rounded in turn:
@@ -79,21 +86,23 @@ def round_pivoted(
     if columns:
         w, b, a, c_in, c_out = w.T, a.T, b.T, c_out, c_in
     pivots, rest = choose_pivots(b, a, c_in)
-    target, into, out = b[pivots] @ a, _damped(c_in), _damped(c_out)
+    target = b[pivots] @ a
     # Scales belong to the rows of the matrix that is stored, which for columns is the transposed one.
     base = round_rows((target.T if columns else target).float().contiguous(), 8)
     rounded = dequantise_rows(*base, torch.float64)
     rounded = rounded.T if columns else rounded
-    slack = torch.cholesky_solve(out[rest][:, pivots] @ (w[pivots] - rounded), _cholesky(out[rest][:, rest]))
-    projected = rounded @ into
+    among = c_out[rest]
+    across, among = among[:, pivots], among[:, rest]
+    slack = torch.cholesky_solve(across @ (w[pivots] - rounded), _cholesky(among))
+    projected = rounded @ c_in
     power = projected @ rounded.T
     c = torch.cholesky_solve(projected @ (w[rest] + slack).T, _cholesky(power)).T
-    if columns:
-        lifted = torch.eye(len(out), dtype=c.dtype)[:, pivots]
-        lifted[rest] = c
-        handover, weight = ((out @ lifted) * lifted).sum(0), power.diagonal()
+    mixed = among @ c
+    if columns:  # what is handed over is an input and what C adds to it
+        own = c_out.diagonal()[pivots]
+        handover, weight = own + ((mixed + 2 * across) * c).sum(0), power.diagonal()
     else:
-        handover, weight = power.diagonal(), ((out[rest][:, rest] @ c) * c).sum(0)
+        handover, weight = power.diagonal(), (mixed * c).sum(0)
     order = torch.argsort(handover, descending=True, stable=True)
     c = c[:, order]
     if columns:
@@ -108,13 +117,7 @@ def round_pivoted(
 def _cholesky(metric: torch.Tensor) -> torch.Tensor:
     """Lower factor; a metric of too few samples, indefinite by its fp32 noise, is damped until it has one."""
     for ridge in RIDGES:
-        factor, failed = torch.linalg.cholesky_ex(_damped(metric, ridge))
+        factor, failed = torch.linalg.cholesky_ex(damped(metric, ridge))
         if not int(failed) and torch.isfinite(factor).all():
             return factor
     raise Failure("Cannot pivot a matrix whose factors or metrics hold NaN or Inf.")
-
-
-def _damped(metric: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    result = (metric + metric.T) / 2
-    result.diagonal().add_(max(ridge * float(result.diagonal().mean()), 1e-140))
-    return result

@@ -226,3 +226,17 @@ def test_slim_graph_changes_little() -> None:
         hidden.backward(torch.ones_like(hidden))
         found.append(gradients[0])
     assert 0 < float((found[0] - found[1]).norm() / found[1].norm()) < 5e-2
+
+
+def test_first_order_scores_come_when_they_are_asked_for(tmp_path: Path) -> None:
+    model, windows = tiny(), ids_of(3)
+    architecture, key = architecture_of(model.config), key_of(model, windows)
+    site = next(site for site in sites_of(architecture) if site.type == "up")
+    lean = calibrate(model, architecture, windows, key, tmp_path / "s", Estimator(), gradients=False)
+    with pytest.raises(InputError, match="no first-order scores"):
+        lean.gradient(site)
+    before = lean.c_out(site)
+    added = calibrate(model, architecture, windows, key, tmp_path / "s", Estimator())
+    whole = calibrate(model, architecture, windows, key, tmp_path / "whole", Estimator())
+    assert torch.equal(added.gradient(site), whole.gradient(site)) and bool(whole.gradient(site).any())
+    assert torch.equal(added.c_out(site), before) and torch.equal(whole.c_out(site), before)

@@ -34,6 +34,15 @@ def test_proof_against_a_plain_computation(tmp_path: Path, monkeypatch: pytest.M
     assert proof.top1_agreement == pytest.approx((expected.argmax(-1) == found.argmax(-1)).mean())
     assert proof.kl_mean == pytest.approx(kl, rel=1e-3) and 1e-6 < kl < 0.02
     assert proof.max_abs_error == pytest.approx(np.abs(expected - found).max(), rel=1e-3)
+    assert proof.prompt_kl_mean is None
+    behind = prove.prove(tmp_path / "checkpoint", bundle, WINDOWS, prompt=11, model=model)
+    rows = (p * np.log(p / q)).sum(-1)
+    assert behind.positions == 27
+    assert behind.kl_mean == pytest.approx(rows[:, 11:].mean(), rel=1e-3)
+    assert behind.prompt_kl_mean == pytest.approx(rows[:, :11].mean(), rel=1e-3)
+    assert behind.top1_agreement == pytest.approx((expected.argmax(-1) == found.argmax(-1))[:, 11:].mean())
+    with pytest.raises(InputError, match="longer than its prompt"):
+        prove.prove(tmp_path / "checkpoint", bundle, WINDOWS, prompt=20, model=model)
 
 
 def test_proof_sees_a_wrong_bundle(tmp_path: Path) -> None:

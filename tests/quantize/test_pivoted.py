@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_svd.errors import Failure, InputError
 from edge_svd.formats import SiteFormat, tensors, weight_bytes
 from edge_svd.planner.handover import handover_loss
-from edge_svd.quantize.pivoted import choose_pivots, round_pivoted
+from edge_svd.quantize.pivoted import choose_pivots, damped, round_pivoted
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 
 
@@ -62,7 +62,7 @@ def test_coefficients_fit_the_rounded_pivots(columns: bool) -> None:
     b, a = factors(m, n, k, 0)
     w = b @ a + 0.1 * factors(m, n, n, 1)[0] @ factors(m, n, n, 2)[1]
     c_in, c_out = metric(n, 3), metric(m, 4)
-    found = round_pivoted(w, b, a, c_in, c_out, columns=columns)
+    found = round_pivoted(w, b, a, damped(c_in), damped(c_out), columns=columns)
     base = dequantise_rows(*found.base, torch.float64)
     dims = (k, n - k) if columns else (m - k, k)
 
@@ -98,7 +98,7 @@ def test_the_price_of_rounding_what_is_handed_over(columns: bool) -> None:
     rng = np.random.default_rng(5)
     b = b * torch.from_numpy(10.0 ** rng.uniform(-1, 1, (m, 1)))  # some outputs far larger than others
     c_in, c_out = metric(n, 1, 0.5), metric(m, 2, 0.5)
-    found = round_pivoted(b @ a, b, a, c_in, c_out, columns=columns)
+    found = round_pivoted(b @ a, b, a, damped(c_in), damped(c_out), columns=columns)
     x = torch.from_numpy(rng.standard_normal((4000, n))) @ torch.linalg.cholesky(c_in).T
     base, c = dequantise_rows(*found.base, torch.float64), dequantise_rows(*found.coefficients, torch.float64)
     h = x[:, found.pivots] + x[:, found.rest] @ c.T if columns else x @ base.T
@@ -117,7 +117,7 @@ def test_a_singular_metric_and_a_dead_matrix_survive(columns: bool) -> None:
     flat = torch.zeros(n, n).double()
     flat[0, 0] = 1.0
     for c_in, c_out in ((flat, metric(m, 1)), (metric(n, 1), torch.zeros(m, m).double()), (flat * 0, metric(m, 1))):
-        made = round_pivoted(b @ a, b, a, c_in, c_out, columns=columns)
+        made = round_pivoted(b @ a, b, a, damped(c_in), damped(c_out), columns=columns)
         assert bool(torch.isfinite(made.matrix()).all())
     zero = round_pivoted(torch.zeros(m, n).double(), b * 0, a * 0, metric(n, 1), metric(m, 1), columns=columns)
     assert not zero.matrix().any()

@@ -14,6 +14,7 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization, decompose
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.components import ComponentTable, component_table
+from edge_svd.quantize.pivoted import damped
 from edge_svd.registry import Registry
 
 
@@ -50,6 +51,14 @@ class SiteContext:
     @cached_property
     def c_out(self) -> torch.Tensor:
         return self.statistics.c_out(self.site)
+
+    @cached_property
+    def damped_in(self) -> torch.Tensor:
+        return damped(self.c_in)
+
+    @cached_property
+    def damped_out(self) -> torch.Tensor:
+        return damped(self.c_out)
 
     @cached_property
     def gradient(self) -> torch.Tensor:
