@@ -26,6 +26,7 @@ from edge_svd.decompose import decompose
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.correction import replaced
+from edge_svd.planner.survey import side_by_side
 from edge_svd.report.machine import describe, today
 from edge_svd.runtime.text import read_text
 from edge_svd.steps import Calibration, calibration_text
@@ -44,18 +45,20 @@ def factored(opened: OpenedModel, statistics: Statistics, share: float) -> tuple
     """Every inner matrix at rank ⌊share · mn / (m + n)⌋, and the predicted KL of all of them."""
     weights: dict[str, torch.Tensor] = {}
     predicted = 0.0
-    for site in inner_sites(opened.sites):
+
+    def truncated(site: Site) -> tuple[torch.Tensor, float]:
         m, n = site.shape
         rank = int(share * m * n / (m + n))
         w = opened.model.get_submodule(site.name).weight.detach()
-        f = decompose("io-svd")(w, *metrics(statistics, site))
-        weights[site.name] = f.truncated(rank).float()
-        predicted += 0.5 * float(f.energy[rank:].sum())
+        with torch.no_grad():
+            f = decompose("io-svd")(w, statistics.c_in(site), statistics.c_out(site))
+            return f.truncated(rank).float(), 0.5 * float(f.energy[rank:].sum())
+
+    sites = inner_sites(opened.sites)
+    for site, (matrix, loss) in zip(sites, side_by_side(truncated, sites), strict=True):
+        weights[site.name] = matrix
+        predicted += loss
     return weights, predicted
-
-
-def metrics(statistics: Statistics, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
-    return statistics.c_in(site), statistics.c_out(site)
 
 
 def main() -> None:
@@ -76,7 +79,8 @@ def main() -> None:
         key = statistics_key(opened.digest, opened.tokenizer_digest, text.source_digest, shape, 0, estimator)
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             started = time.monotonic()
-            statistics = calibrate(opened.model, opened.architecture, windows, key, Path(folder) / "s", estimator)
+            out = Path(folder) / "s"
+            statistics = calibrate(opened.model, opened.architecture, windows, key, out, estimator, gradients=False)
             seconds = time.monotonic() - started
             weights, predicted = factored(opened, statistics, options.share)
         with replaced(opened.model, weights):

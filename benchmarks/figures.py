@@ -47,6 +47,7 @@ ROWS = (
     Row("fit 115MB", 115_000_000),
     Row("fit 100MB", 100_000_000),
     Row("fit 90MB", 90_000_000),
+    Row("two factors only, 115MB", 115_000_000, candidates="int8,int16,low-rank"),
     Row("svd-llm-v2, uniform, 115MB", 115_000_000, method="svd-llm-v2", allocation="uniform", candidates="low-rank"),
 )
 

@@ -24,12 +24,14 @@ from scipy.stats import spearmanr
 from edge_svd.architectures import Site
 from edge_svd.compress import low_rank_parts
 from edge_svd.evaluate.text_loss import model_loss
+from edge_svd.formats import PIVOTED, SiteFormat
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.survey import Survey, context_of
+from edge_svd.planner.survey import Survey, context_of, side_by_side
 from edge_svd.progress import step
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 from edge_svd.report.machine import describe, today
@@ -40,20 +42,20 @@ SIZES = (0.70, 0.76, 0.82, 0.87, 0.91, 0.94, 0.97, 0.985)
 """Shares of the all-int8 bundle for the plans of different sizes."""
 
 EQUAL_SHARE = 0.82
-EQUAL_PLANS = 10
-SPREAD = 1.2
-"""Standard deviation of the logarithm of the random price distortions, one a matrix type and one a matrix."""
+SPREADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Standard deviations of the logarithm of the random price distortions, one a matrix type and one a matrix: from plans
+next to the best one to plans that nobody would make."""
 
 
-def distorted(prices: Survey, seed: int) -> Survey:
-    """The price list with low-rank prices multiplied by random factors; losses, and so predictions, stay true."""
+def distorted(prices: Survey, spread: float, seed: int) -> Survey:
+    """The price list with factored prices multiplied by random factors; losses, and so predictions, stay true."""
     rng = np.random.default_rng(seed)
-    kinds = {site.type: math.exp(rng.normal(0, SPREAD)) for site in prices.sites}
+    kinds = {site.type: math.exp(rng.normal(0, spread)) for site in prices.sites}
     changed = {}
     for site in prices.sites:
-        own = kinds[site.type] * math.exp(rng.normal(0, SPREAD / 2))
+        own = kinds[site.type] * math.exp(rng.normal(0, spread / 2))
         changed[site.name] = tuple(
-            replace(c, score=c.score * own) if c.format.kind == "low-rank" else c for c in prices.candidates[site.name]
+            replace(c, score=c.score * own) if c.format.factored else c for c in prices.candidates[site.name]
         )
     return replace(prices, candidates=changed)
 
@@ -66,27 +68,35 @@ class Rebuilder:
 
     def weights(self, plan: Plan) -> dict[str, torch.Tensor]:
         """The matrices as they ship, dequantised, fp32."""
-        found = {}
-        for name, choice in plan.sites.items():
-            if choice.format.kind == "low-rank":
-                parts = low_rank_parts(self.contexts[name], choice.format)
-                found[name] = sum(
-                    (parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float()
-                    for bits in (8, 16)
-                    if f"b{bits}" in parts
-                )
-            else:
-                weight = self.opened.model.get_submodule(name).weight.detach()
-                found[name] = dequantise_rows(*round_rows(weight, 8 if choice.format.kind == "int8" else 16))
+        names = list(plan.sites)
+        made = side_by_side(lambda name: self.matrix(name, plan.sites[name].format), names)
+        found = dict(zip(names, made, strict=True))
         if self.opened.architecture.tied_embeddings:
             found["lm_head"] = found["model.embed_tokens"]
         return found
+
+    def matrix(self, name: str, fmt: SiteFormat) -> torch.Tensor:
+        """One of them."""
+        if fmt.kind in PIVOTED:
+            matrix = rounded(self.contexts[name], fmt).matrix()
+            slim(self.contexts[name])
+            return matrix
+        if fmt.kind == "low-rank":
+            parts = low_rank_parts(self.contexts[name], fmt)
+            return sum(
+                (parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float()
+                for bits in (8, 16)
+                if f"b{bits}" in parts
+            )
+        weight = self.opened.model.get_submodule(name).weight.detach()
+        return dequantise_rows(*round_rows(weight, 8 if fmt.kind == "int8" else 16))
 
 
 def slim(context: SiteContext) -> SiteContext:
     """Keep the factors and their table in fp32 and drop the metrics, so that all matrices fit into memory at once."""
     table, f = context.components, context.factorization
-    vars(context).pop("c_in", None), vars(context).pop("c_out", None), vars(context).pop("w", None)
+    for metric in ("c_in", "c_out", "damped_in", "damped_out", "w"):
+        vars(context).pop(metric, None)
     vars(context)["factorization"] = replace(f, b=f.b.float(), a=f.a.float())
     vars(context)["components"] = table
     return context
@@ -108,15 +118,21 @@ def main() -> None:
     )
     jobs: list[tuple[str, Survey, int]] = [(f"{share:.3f}", prices, int(share * whole.file_bytes)) for share in SIZES]
     equal = int(EQUAL_SHARE * whole.file_bytes)
-    jobs += [(f"distorted {seed}", distorted(prices, seed), equal) for seed in range(EQUAL_PLANS)]
+    jobs += [(f"distorted {s:.1f}", distorted(prices, s, seed), equal) for seed, s in enumerate(SPREADS)]
     contexts: dict[str, SiteContext] = {}
     with step("Decomposing") as tick, torch.no_grad():
         inner: list[Site] = [site for site in prices.sites if site.type not in ("embedding", "lm_head")]
-        for number, site in enumerate(inner):
-            tick(number, len(inner))
+
+        def decomposed(site: Site) -> SiteContext:
             weight = opened.model.get_submodule(site.name).weight.detach()
-            context = context_of(site, weight, opened.architecture, statistics, planning.method, planning.allocation)
-            contexts[site.name] = slim(context)
+            with torch.no_grad():
+                return slim(
+                    context_of(site, weight, opened.architecture, statistics, planning.method, planning.allocation)
+                )
+
+        for number, context in enumerate(side_by_side(decomposed, inner)):
+            tick(number, len(inner))
+            contexts[inner[number].name] = context
     rebuilder = Rebuilder(opened, contexts)
     reference = open_model(options.model).model
     ids = opened.tokenizer(read_text(options.text), add_special_tokens=False, verbose=False).input_ids

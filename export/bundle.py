@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from edge_svd.export import documents
 from edge_svd.export.data import write_data
 from edge_svd.export.decoder import decoder
 from edge_svd.files import atomic_write, replace_folder, writing
+from edge_svd.runtime.bundle import is_bundle
 from edge_svd.runtime.schema import (
     MANIFEST_NAME,
     MEASUREMENTS_NAME,
@@ -74,21 +74,10 @@ def refuse_foreign(out: Path, force: bool) -> None:
             break
     if not (out.exists() or out.is_symlink()):
         return
-    if not is_bundle(out):
+    if out.is_symlink() or not is_bundle(out):
         raise InputError(f"{out} exists and is not an edge-svd bundle; choose another output folder.")
     if not force:
         raise InputError(f"The bundle {out} exists already; --force replaces it.")
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether a folder carries our manifest (its content is not checked further)."""
-    if path.is_symlink() or not path.is_dir():
-        return False
-    try:
-        found = json.loads((path / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and {"schema", "edge_svd", "files"} <= set(found)
 
 
 def write_bundle(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from edge_svd.kernels.dispatch import accumulate
 from edge_svd.kernels.layout import DEFAULT_BLOCK, UpperLayout
 from edge_svd.runtime.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 class SymmetricAccumulator:
@@ -87,35 +82,6 @@ class SymmetricAccumulator:
         if self.total <= 0:
             raise InputError("A second moment over no tokens (or only tokens of weight zero) has no mean.")
         return self.full(dtype) / self.total
-
-    def to_numpy_packed(self) -> np.ndarray:
-        """The upper triangle row by row, float32 [n (n + 1) / 2]: independent of the block size and the device."""
-        upper = torch.triu_indices(self.n, self.n)
-        return self.full(torch.float32).cpu()[upper[0], upper[1]].numpy()
-
-    @classmethod
-    def from_packed(
-        cls,
-        packed: np.ndarray,
-        n: int,
-        total: float,
-        block: int = DEFAULT_BLOCK,
-        device: torch.device | str = "cpu",
-    ) -> SymmetricAccumulator:
-        """The accumulator that `to_numpy_packed` came from. Raises InputError where the length is not n (n + 1) / 2."""
-        if str(packed.dtype) != "float32" or packed.shape != (n * (n + 1) // 2,):
-            wanted = f"float32 [{n * (n + 1) // 2}]"
-            raise InputError(f"A packed {n} x {n} matrix is {wanted}, not {packed.dtype} {list(packed.shape)}.")
-        result = cls(n, block, device)
-        matrix = torch.zeros(n, n)
-        upper = torch.triu_indices(n, n)
-        matrix[upper[0], upper[1]] = torch.tensor(packed)
-        for start in result.layout.starts:
-            count, offset = result.layout.rows(start), result.layout.offset(start)
-            strip = matrix[start : start + count, start:].reshape(-1)
-            result.buffer[offset : offset + strip.numel()] = strip.to(device)
-        result._total += total
-        return result
 
 
 def second_moment(

@@ -123,6 +123,31 @@ def pull_back(model: Any, seed: torch.Tensor, slope: torch.Tensor | None, precis
     return (seed.to(dtype) @ model.lm_head.weight.to(dtype)).float()
 
 
+def pulled(
+    model: Any,
+    architecture: Architecture,
+    states: torch.Tensor,
+    estimator: Estimator,
+    index: int,
+    generator: torch.Generator,
+    seen: Callable[[torch.Tensor, torch.Tensor | None], None] | None = None,
+) -> torch.Tensor:
+    """Cotangents of one pass at the logits, pulled back to the head's input, as `states` [tokens, hidden].
+
+    `seen` is shown the probabilities [block, vocabulary] and the softcap's slope of every block of positions.
+    """
+    pull = torch.empty_like(states)
+    with torch.no_grad():
+        for block in blocks(len(states), LOGIT_BLOCK):
+            logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+            probabilities = torch.softmax(logits, dim=-1)
+            if seen is not None:
+                seen(probabilities, slope)
+            seed = cotangent(probabilities, estimator.kind, index, estimator.k, generator)
+            pull[block] = pull_back(model, seed, slope, estimator.precision)
+    return pull
+
+
 def check_finite(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
     """Failure naming the site if its activations or gradients are not finite."""
     for what, value in (("activations", x), ("gradients", g)):
@@ -198,6 +223,10 @@ def add_window(
         elif index == 0:
             moments.inputs[site.input].add(x)
 
+    def add_variance(probabilities: torch.Tensor, slope: torch.Tensor | None) -> None:
+        variance = probabilities * (1 - probabilities)
+        moments.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
+
     embedding = moments.outputs[moments.embedding.name]
     with watching(model, moments.inner, seen), checking_inputs(model, moments.inner):
         with slim_graph():
@@ -206,16 +235,9 @@ def add_window(
             )
         states = hidden.detach()[0]
         for index in range(count):
-            pull = torch.empty_like(states)
-            for block in blocks(len(states), LOGIT_BLOCK):
-                with torch.no_grad():
-                    logits, slope = logits_of(model, states[block], architecture.logit_softcap)
-                    probabilities = torch.softmax(logits, dim=-1)
-                    if index == 0:
-                        variance = probabilities * (1 - probabilities)
-                        moments.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
-                    seed = cotangent(probabilities, estimator.kind, index, estimator.k, generator)
-                    pull[block] = pull_back(model, seed, slope, estimator.precision)
+            pull = pulled(
+                model, architecture, states, estimator, index, generator, add_variance if index == 0 else None
+            )
             hidden.backward(pull[None], retain_graph=index + 1 < count)
     moments.inputs[moments.head.input].add(states)
     moments.frequency += torch.bincount(ids, minlength=len(moments.frequency))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +13,7 @@ from typing import Any
 from edge_svd.companions import chat_template
 from edge_svd.errors import InputError
 from edge_svd.models import hub_resolves, quiet
+from edge_svd.runtime.text import read_text
 
 SELF = "self"
 HUB = "hub:"
@@ -63,17 +62,7 @@ def documents(source: Source, tokenizer: Any, limit: int) -> list[tuple[str, boo
 def _read(path: Path) -> str:
     if not path.is_file():
         raise InputError(f"The calibration file {path} does not exist; give a file, hub:DATASET or self.")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"The calibration file {path} cannot be read ({error}).") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"The calibration file {path} is not UTF-8 text (byte {error.start}).") from None
-    if not text.strip():
-        raise InputError(f"The calibration file {path} is empty.")
-    return text
+    return read_text(path, "calibration file")
 
 
 def _prompts(text: str, path: Path, tokenizer: Any) -> Iterator[tuple[str, bool]]:

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from edge_svd.allocate import Strategy
+from edge_svd.decompose import Factorization
 from edge_svd.formats import INT8_LIMIT
 from edge_svd.planner.handover import handover_loss
 from edge_svd.quantize.components import round_components
 
-if TYPE_CHECKING:
-    from edge_svd.planner.generators.context import SiteContext
+
+class Decomposed(Protocol):
+    """A matrix with its statistics and its factors."""
+
+    @property
+    def weight(self) -> torch.Tensor: ...
+
+    @property
+    def strategy(self) -> Strategy: ...
+
+    @property
+    def c_in(self) -> torch.Tensor: ...
+
+    @property
+    def c_out(self) -> torch.Tensor: ...
+
+    @property
+    def gradient(self) -> torch.Tensor: ...
+
+    @property
+    def factorization(self) -> Factorization: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +64,7 @@ class ComponentTable:
         return handover_loss(self.spread[order].square(), self.weight[order])
 
 
-def component_table(context: SiteContext) -> ComponentTable:
+def component_table(context: Decomposed) -> ComponentTable:
     """Price every component in the KL metric, whatever metric the decomposition itself works in."""
     f = context.factorization
     order = context.strategy.order(f, context)

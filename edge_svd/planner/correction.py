@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from edge_svd.architectures import Architecture, Site, sites_of
-from edge_svd.calibrate.collect import LOGIT_BLOCK, last_hidden, logits_of, pull_back, slim_graph, watching
-from edge_svd.calibrate.cotangents import blocks, cotangent
+from edge_svd.calibrate.collect import Estimator, last_hidden, logits_of, pulled, slim_graph, watching
 from edge_svd.errors import Failure
 
 WINDOWS = 6
@@ -75,21 +74,9 @@ def token_losses(
         with watching(model, sites, seen):
             with slim_graph():
                 hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
-            hidden.backward(sampled_pull(model, architecture, hidden.detach()[0], precision, generator)[None])
+            pull = pulled(model, architecture, hidden.detach()[0], Estimator(precision=precision), 0, generator)
+            hidden.backward(pull[None])
     return {name: total / chosen.numel() for name, total in sums.items()}
-
-
-def sampled_pull(
-    model: Any, architecture: Architecture, states: torch.Tensor, precision: str, generator: torch.Generator
-) -> torch.Tensor:
-    """Sampled cotangents at the logits, pulled back to the head's input [tokens, hidden]."""
-    pull = torch.empty_like(states)
-    with torch.no_grad():
-        for block in blocks(len(states), LOGIT_BLOCK):
-            logits, slope = logits_of(model, states[block], architecture.logit_softcap)
-            seed = cotangent(torch.softmax(logits, dim=-1), "sampled", 0, 0, generator)
-            pull[block] = pull_back(model, seed, slope, precision)
-    return pull
 
 
 @contextmanager

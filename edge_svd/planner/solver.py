@@ -8,7 +8,11 @@ better one and are dropped; what is left, usually a few dozen, goes to HiGHS (sc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +95,33 @@ def solve(costs: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], bud
     return Solution(tuple(finished), spent, reached, max(float(bound), min(dual, reached)))
 
 
+@contextmanager
+def silent_stdout() -> Iterator[None]:
+    """HiGHS prints some lines from C whatever its options say, where `--json` promises one object and nothing else."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # closed: nothing can be printed there
+        yield
+        return
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        _flush_c()
+        os.dup2(sink, 1)
+        yield
+    finally:
+        _flush_c()
+        os.dup2(kept, 1)
+        os.close(sink)
+        os.close(kept)
+
+
+def _flush_c() -> None:
+    """What C code has printed into a pipe waits in its own buffer until that is flushed."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)
+
+
 def _finish(
     cost: list[NDArray[np.int64]],
     score: list[NDArray[np.float64]],
@@ -116,13 +147,14 @@ def _finish(
     groups = csr_array((np.ones(len(kept)), ([g for g, _ in kept], range(len(kept)))), shape=(len(cost), len(kept)))
     # HiGHS works in doubles with an absolute tolerance of 1e-6: in these units that is less than a byte.
     weights = csr_array(np.array([[int(cost[g][i]) / unit for g, i in kept]]))
-    result = milp(
-        c=np.array([(score[g][i] - base) / scale for g, i in kept]),
-        constraints=[LinearConstraint(groups, 1, 1), LinearConstraint(weights, -np.inf, budget / unit)],
-        integrality=np.ones(len(kept)),
-        bounds=(0, 1),
-        options={"node_limit": NODE_LIMIT, "mip_rel_gap": RELATIVE_GAP},
-    )
+    with silent_stdout():
+        result = milp(
+            c=np.array([(score[g][i] - base) / scale for g, i in kept]),
+            constraints=[LinearConstraint(groups, 1, 1), LinearConstraint(weights, -np.inf, budget / unit)],
+            integrality=np.ones(len(kept)),
+            bounds=(0, 1),
+            options={"node_limit": NODE_LIMIT, "mip_rel_gap": RELATIVE_GAP},
+        )
     if result.x is None:
         return choice, bound
     dual = float(result.mip_dual_bound) * scale + base * len(cost)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -82,20 +81,6 @@ def test_result_is_positive_for_weighted_half_precision() -> None:
     x = (torch.randn(24, 40, generator=generator) * torch.logspace(-2, 1, 40)).bfloat16()
     eigenvalues = torch.linalg.eigvalsh(second_moment(x, weight=torch.rand(24, generator=generator)).full())
     assert float(eigenvalues[0]) >= -1e-6 * float(eigenvalues[-1])
-
-
-def test_packed_form_is_lossless_and_independent_of_the_block() -> None:
-    x = torch.randn(9, 50, generator=torch.Generator().manual_seed(2))
-    accumulator = SymmetricAccumulator(50, 8)
-    accumulator.add(x)
-    packed = accumulator.to_numpy_packed()
-    assert packed.dtype == np.float32 and packed.shape == (50 * 51 // 2,)
-    again = SymmetricAccumulator.from_packed(packed, 50, accumulator.total, block=13)
-    assert torch.equal(again.full(), accumulator.full()) and again.total == 9
-    again.add(x)
-    torch.testing.assert_close(again.mean(), accumulator.mean(), atol=1e-6, rtol=1e-6)
-    with pytest.raises(InputError, match="packed"):
-        SymmetricAccumulator.from_packed(packed, 49, 1.0)
 
 
 def test_merge_is_a_sum() -> None:

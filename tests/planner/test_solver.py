@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import os
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_svd.planner.solver import lower_hull, solve
+from edge_svd.planner.solver import lower_hull, silent_stdout, solve
 
 Group = list[tuple[int, float]]
 groups = st.lists(
@@ -71,3 +73,11 @@ def test_nothing_fits_and_everything_fits() -> None:
 def test_lower_hull_drops_dominated_and_concave_points() -> None:
     cost, score = np.array([1, 2, 3, 4, 5]), np.array([10.0, 9.5, 4.0, 5.0, 3.9])
     assert lower_hull(cost, score) == [0, 2, 4]
+
+
+def test_what_the_solver_library_prints_stays_off_stdout(capfd: pytest.CaptureFixture[str]) -> None:
+    with silent_stdout():
+        ctypes.CDLL(None).printf(b"buffered in C")
+        os.write(1, b"from C")
+    os.write(1, b"after")
+    assert capfd.readouterr().out == "after"
