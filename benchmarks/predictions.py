@@ -26,12 +26,13 @@ from edge_svd.compress import low_rank_parts
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.formats import PIVOTED, SiteFormat
 from edge_svd.models import OpenedModel, open_model
+from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.survey import Survey, context_of, side_by_side
+from edge_svd.planner.survey import Survey, context_of
 from edge_svd.progress import step
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 from edge_svd.report.machine import describe, today

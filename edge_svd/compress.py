@@ -25,6 +25,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.formats import PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
+from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
@@ -72,10 +73,10 @@ def compress(
     for stem, sites in groups.items():
         if not has_weights(partial, stem):
             arrays: Arrays = {}
-            for site in sites:
-                progress(done, len(plan.sites))
-                arrays |= site_arrays(opened, site, plan, statistics)
+            for made in side_by_side(lambda site: site_arrays(opened, site, plan, statistics), sites):
+                arrays |= made
                 done += 1
+                progress(done, len(plan.sites))
             save_weights(partial, stem, arrays)
         else:
             done += len(sites)

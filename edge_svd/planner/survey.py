@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from edge_svd.allocate import allocation
 from edge_svd.architectures import Architecture, Site, sites_of
@@ -18,12 +16,11 @@ from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import SiteFormat, weight_bytes
+from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced, token_losses
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.runtime.memory import release_free_memory
-
-T = TypeVar("T")
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted")
@@ -179,19 +176,6 @@ def _price_all(
         for site in members:
             corrections[site.name] = common * factor(tokens[site.name], predicted[site.name])
     return prices, corrections
-
-
-def side_by_side(work: Callable[[Site], T], items: Sequence[Site]) -> Iterator[T]:
-    """Apply `work` in order, one item a core: LAPACK gains little from threads on matrices this small."""
-    threads = torch.get_num_threads()
-    try:
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        ):
-            yield from pool.map(work, items)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:
