@@ -37,7 +37,6 @@ ESTIMATORS = {
     "sampled x1, inputs unweighted": Estimator(weighted=False),
     "sampled x4": Estimator(samples=4),
     "top-k 4": Estimator("top-k", k=4),
-    "top-k 8": Estimator("top-k", k=8),
 }
 
 

@@ -43,7 +43,7 @@ SIZES = (0.70, 0.76, 0.82, 0.87, 0.91, 0.94, 0.97, 0.985)
 """Shares of the all-int8 bundle for the plans of different sizes."""
 
 EQUAL_SHARE = 0.82
-SPREADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SPREADS = tuple(round(0.1 * step, 1) for step in range(1, 17))
 """Standard deviations of the logarithm of the random price distortions, one a matrix type and one a matrix: from plans
 next to the best one to plans that nobody would make."""
 
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("out/predictions"), help="rows are kept here: a run continues")
     options = parser.parse_args()
     opened = open_model(options.model)
     statistics, _ = run_calibration(opened, Calibration((options.calibration,)))
@@ -138,12 +139,18 @@ def main() -> None:
     reference = open_model(options.model).model
     ids = opened.tokenizer(read_text(options.text), add_special_tokens=False, verbose=False).input_ids
     rows: list[dict[str, Any]] = []
+    kept = options.out / f"{statistics.key['model'][:16]}-{options.windows}"
+    kept.mkdir(parents=True, exist_ok=True)
     for label, table, target in jobs:
+        if (kept / f"{label}.json").exists():
+            rows.append(json.loads((kept / f"{label}.json").read_text()))
+            continue
         plan = run_plan(opened, statistics, table, planning, target)
         predicted = sum(true_loss(prices, name, choice.format) for name, choice in plan.sites.items())
         with torch.no_grad(), replaced(opened.model, rebuilder.weights(plan)):
             loss = model_loss(opened.model, ids, windows=options.windows, reference=reference)
         rows.append({"plan": label, "bytes": plan.file_bytes, "predicted": predicted, "measured": loss.kl})
+        (kept / f"{label}.json").write_text(json.dumps(rows[-1]))
         print(f"{label:<14}{plan.file_bytes:>12}{predicted:>10.4f}{loss.kl:>10.4f}", flush=True)
     report = summary(rows)
     print(json.dumps(report))
