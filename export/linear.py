@@ -62,7 +62,9 @@ def linear(
     if fmt.kind == "int16":
         x = builder.shared("Concat", x, x, axis=-1)
     weight, block, pattern = dense_matrix(builder, name, (m, n), fmt)
-    scales = builder.shared("Mul", float_scale(builder, name, m, fmt), builder.constant([pattern], np.float32))
+    scales = builder.shared(
+        "Mul", float_scale(builder, name, m, scale_suffix(fmt)), builder.constant([pattern], np.float32)
+    )
     return _product(builder, x, weight, scales, (m, len(pattern) * block), block, add)
 
 
@@ -92,9 +94,9 @@ def scale_suffix(fmt: SiteFormat) -> str:
     return "s8" if fmt.kind == "int8" else "s16"
 
 
-def float_scale(builder: Builder, name: str, rows: int, fmt: SiteFormat) -> ir.Value:
-    """A dense matrix's row scales as float32 [rows, 1]."""
-    return builder.shared("Cast", stored_scale(builder, name, rows, scale_suffix(fmt)), to=int(FLOAT))
+def float_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Value:
+    """The same as float32 [rows, 1]."""
+    return builder.shared("Cast", stored_scale(builder, name, rows, suffix), to=int(FLOAT))
 
 
 def pad_activation(builder: Builder, x: ir.Value, width: int) -> ir.Value:
@@ -116,10 +118,10 @@ def _low_rank(
     scales: list[ir.Value] = []
     if k8:
         a_readers.append(lambda read: planes.rows8(read, f"{name}.a8"))
-        scales.append(builder.op("Cast", stored_scale(builder, name, k8, "s8"), to=int(FLOAT)))
+        scales.append(float_scale(builder, name, k8, "s8"))
     if k16:
         a_readers.append(lambda read: planes.stacked16(read, f"{name}.a16"))
-        low = builder.op("Cast", stored_scale(builder, name, k16, "s16"), to=int(FLOAT))
+        low = float_scale(builder, name, k16, "s16")
         scales += [builder.op("Mul", low, builder.constant(256.0, np.float32)), low]
 
     def read_a(read: Reader) -> Iterator[Array]:
@@ -160,7 +162,7 @@ def _pivoted(
         """The product with an int8 matrix of one scale a row; `parts` are the letters of its numbers and its scale."""
         tensor, width = f"{name}.{parts[0]}8", dims[1] // block
         weight = builder.weight(tensor, UINT8, (dims[0], width, block), lambda read: planes.rows8(read, tensor))
-        by_row = builder.op("Cast", stored_scale(builder, name, dims[0], f"{parts[1]}8"), to=int(FLOAT))
+        by_row = float_scale(builder, name, dims[0], f"{parts[1]}8")
         scales = builder.op("Mul", by_row, builder.constant([[1.0] * width], np.float32))
         return _product(builder, x, weight, scales, dims, block, bias)
 

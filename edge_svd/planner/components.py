@@ -8,13 +8,14 @@ from typing import Protocol
 import torch
 
 from edge_svd.allocate import Strategy
+from edge_svd.allocate.strategy import HasGradient
 from edge_svd.decompose import Factorization
 from edge_svd.formats import INT8_LIMIT
 from edge_svd.planner.handover import handover_loss
 from edge_svd.quantize.components import round_components
 
 
-class Decomposed(Protocol):
+class Decomposed(HasGradient, Protocol):
     """A matrix with its statistics and its factors."""
 
     @property
@@ -28,9 +29,6 @@ class Decomposed(Protocol):
 
     @property
     def c_out(self) -> torch.Tensor: ...
-
-    @property
-    def gradient(self) -> torch.Tensor: ...
 
     @property
     def factorization(self) -> Factorization: ...

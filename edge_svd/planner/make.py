@@ -92,7 +92,8 @@ def _graph_bytes(
         return choice, count
 
     base = outside(all_of("int8")[0])
-    return {kind: round((outside(choice) - base) / count) for kind in kinds for choice, count in [all_of(kind)]}
+    others = {kind: all_of(kind) for kind in kinds if kind != "int8"}
+    return {"int8": 0} | {kind: round((outside(choice) - base) / count) for kind, (choice, count) in others.items()}
 
 
 def _solve(
