@@ -11,6 +11,7 @@ numpy only: export reads it without torch.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,9 @@ def finish_checkpoint(
     companions: Mapping[str, bytes],
 ) -> None:
     """Write companions and, last of all, the manifest: a folder with a manifest is complete."""
+    with writing(path):
+        # A run killed while it wrote these leaves a temporary file, which must not travel into the bundle.
+        shutil.rmtree(path / COMPANIONS, ignore_errors=True)
     for name, data in companions.items():
         atomic_write(path / COMPANIONS / name, data)
     manifest = {

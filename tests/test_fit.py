@@ -211,6 +211,23 @@ def test_killed_and_continued(
     assert (out / "model.onnx.data").read_bytes() == (fitted.bundle / "model.onnx.data").read_bytes()
 
 
+def test_what_a_killed_run_left_does_not_travel(
+    tiny_model: Path, calibration: Calibration, cache: Path, tmp_path: Path
+) -> None:
+    from edge_svd.checkpoint import COMPANIONS
+    from edge_svd.compress import compress
+
+    opened = open_model(str(tiny_model))
+    statistics, _ = run_calibration(opened, calibration)
+    planning = Planning()
+    plan = run_plan(opened, statistics, run_survey(opened, statistics, planning), planning, 190_000)
+    left = tmp_path / "checkpoint.partial" / COMPANIONS
+    left.mkdir(parents=True)
+    (left / ".tokenizer.json.1.tmp").write_text("half")
+    made = compress(opened, plan, statistics, tmp_path / "checkpoint")
+    assert set(made.companions) == set(opened.companions())
+
+
 def test_checkpoint_loads_as_a_model(tiny_model: Path, calibration: Calibration, cache: Path, tmp_path: Path) -> None:
     from edge_svd.compress import compress
 
