@@ -34,8 +34,10 @@ COMPANIONS = "companions"
 
 NUMPY_DTYPES: dict[str, Any] = {
     "int8": np.dtype(np.int8),
+    "uint8": np.dtype(np.uint8),
     "int16": np.dtype(np.int16),
     "uint16": np.dtype(np.uint16),
+    "uint32": np.dtype(np.uint32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from edge_svd.checkpoint import (
 )
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
-from edge_svd.formats import PIVOTED, SiteFormat, padded, tensors
+from edge_svd.formats import CODED, MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
+from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.survey import context_of
+from edge_svd.planner.survey import context_of, lookup_scale
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import round_rows
+from edge_svd.quantize.table import dealt_as, round_table, row_noise
+from edge_svd.quantize.trellis import Trellis, pack, round_trellis
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 PARTIAL_KEY = "key.json"
@@ -109,6 +113,10 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
         if fmt.factored:
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
             parts = factored_parts(context, fmt)
+        elif fmt.kind in CODED:
+            context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
+            context = replace(context, lookup_scale=lookup_scale(module))
+            parts = coded_parts(context, fmt)
         else:
             bits = 8 if fmt.kind == "int8" else 16
             q, scale = round_rows(_pad(weight), bits)
@@ -123,6 +131,29 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     if site.bias:
         arrays[f"{site.name}.bias"] = module.bias.detach().float().numpy()
     return arrays
+
+
+def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    """The planes, row scales and orders of a trellis-coded matrix or table."""
+    if fmt.kind == "trellis":
+        made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
+        return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
+    metric = table_metric(context)
+    bits = dealt_as(metric, row_noise(context.weight), fmt.rows)
+    groups = round_table(context.weight, metric, bits)
+    parts: dict[str, torch.Tensor] = {}
+    scale = torch.empty(len(bits), dtype=torch.bfloat16)
+    for width, (rows, made) in groups.items():
+        parts |= {f"g{width}{suffix}": plane for suffix, plane in _planes(made).items()}
+        scale[rows] = made.scale
+    place = torch.argsort(torch.cat([rows for rows, _ in groups.values()]))
+    narrow = torch.uint16 if len(bits) <= MOST_PIVOTED else torch.uint32
+    order = torch.argsort(metric.inputs.order).to(torch.uint16)
+    return {**parts, "s8": scale, "order": order, "place": place.to(narrow)}
+
+
+def _planes(made: Trellis) -> dict[str, torch.Tensor]:
+    return {suffix: torch.from_numpy(plane) for suffix, plane in pack(made.symbols, made.code.bits).items()}
 
 
 def factored_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:

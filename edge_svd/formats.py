@@ -10,6 +10,9 @@ A matrix of rank k has only k (m + n - k) degrees of freedom, k² fewer than two
 the others, those k rows and the coefficients of the rest say everything, and so do k columns. Those are the
 `row-pivoted` and `column-pivoted` formats (Zhao et al. 2025, "Pivoting Factorization", arXiv 2501.19090; as an
 interpolative decomposition, Cheng et al. 2005), never larger than the dense matrix but for the order of its rows.
+
+`trellis` is a flash format: 1 to 6 bits a weight in a trellis code (`trellis_code`), which the graph turns
+into int8 rows while it is loaded. `table` is that for a vocabulary-sized matrix, its rows in groups of unequal bits.
 """
 
 from __future__ import annotations
@@ -30,8 +33,14 @@ INT16_LIMIT = 127 * 256
 
 PIVOTED = ("row-pivoted", "column-pivoted")
 FACTORED = ("low-rank", *PIVOTED)
-KINDS = ("int8", "int16", *FACTORED)
-ITEM_BYTES = {"int8": 1, "int16": 2, "uint16": 2, "bfloat16": 2, "float32": 4}
+CODED = ("trellis", "table")
+KINDS = ("int8", "int16", *FACTORED, *CODED)
+ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "uint32": 4, "bfloat16": 2, "float32": 4}
+
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
+"""Bits of a trellis code's symbols → the planes that hold them, each filling whole bytes."""
+
+TRELLIS_BITS = tuple(PLANES)
 
 MOST_PIVOTED = 65_535
 """Rows or columns of a pivoted matrix are numbered in 16 bits."""
@@ -39,16 +48,25 @@ MOST_PIVOTED = 65_535
 
 @dataclass(frozen=True)
 class SiteFormat:
-    """The format chosen for one matrix; `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the
-    pivot rows or columns of a pivoted one."""
+    """The format chosen for one matrix.
+
+    `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the pivot rows or columns of a pivoted
+    one; `bits` a weight for a trellis; `rows` of a table: (bits, rows) of each group, most bits first.
+    """
 
     kind: str
     k8: int = 0
     k16: int = 0
+    bits: int = 0
+    rows: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Unknown format {self.kind!r}; known formats are {', '.join(KINDS)}.")
+        if (self.bits in TRELLIS_BITS) != (self.kind == "trellis"):
+            raise InputError(f"Format {self.kind!r} cannot have {self.bits} bits; only a trellis has, from 1 to 6.")
+        if (self.kind == "table") != bool(self.rows) or not _descending(self.rows):
+            raise InputError(f"Format {self.kind!r} cannot have the row groups {self.rows!r}.")
         if self.kind in PIVOTED:
             if self.k8 <= 0 or self.k8 % ALIGNMENT or self.k16:
                 raise InputError(
@@ -71,8 +89,8 @@ class SiteFormat:
 
     @property
     def family(self) -> str:
-        """What `--candidates` calls it: both pivoted kinds are one."""
-        return "pivoted" if self.kind in PIVOTED else self.kind
+        """What `--candidates` calls it: both pivoted kinds are one, and so are both trellis-coded ones."""
+        return "pivoted" if self.kind in PIVOTED else "trellis" if self.kind in CODED else self.kind
 
     @property
     def rank(self) -> int:
@@ -83,24 +101,44 @@ class SiteFormat:
         """Whether an m x n matrix can be kept like this."""
         if self.kind in PIVOTED:
             return self.k8 < min(shape) and max(shape) <= MOST_PIVOTED
+        if self.kind == "table":
+            return sum(count for _, count in self.rows) == shape[0]
+        if self.kind == "trellis":
+            return shape[1] <= MOST_PIVOTED
         return self.rank <= min(shape)
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "k8": self.k8, "k16": self.k16} if self.factored else {"kind": self.kind}
+        if self.factored:
+            return {"kind": self.kind, "k8": self.k8, "k16": self.k16}
+        if self.kind == "trellis":
+            return {"kind": self.kind, "bits": self.bits}
+        if self.kind == "table":
+            return {"kind": self.kind, "rows": [list(group) for group in self.rows]}
+        return {"kind": self.kind}
 
     @classmethod
     def from_json(cls, value: Any) -> SiteFormat:
         """Strict inverse of `to_json`; raises InputError on anything else."""
-        if (
-            not isinstance(value, Mapping)
-            or not isinstance(value.get("kind"), str)
-            or set(value) - {"kind", "k8", "k16"}
+        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str) or set(value) - FIELDS:
+            raise InputError(f"A site's format must be an object with {', '.join(sorted(FIELDS))}, got {value!r}.")
+        numbers = {key: value.get(key, 0) for key in ("k8", "k16", "bits")}
+        if any(type(number) is not int for number in numbers.values()):
+            raise InputError(f"Ranks and bits of a site's format must be integers, got {value!r}.")
+        groups = value.get("rows", [])
+        if not isinstance(groups, list) or any(
+            not isinstance(group, list) or [type(entry) for entry in group] != [int, int] for group in groups
         ):
-            raise InputError(f"A site's format must be an object with kind, k8 and k16, got {value!r}.")
-        ranks = {key: value.get(key, 0) for key in ("k8", "k16")}
-        if any(type(rank) is not int for rank in ranks.values()):
-            raise InputError(f"Ranks of a site's format must be integers, got {value!r}.")
-        return cls(value["kind"], **ranks)
+            raise InputError(f"Row groups of a site's format must be pairs of integers, got {value!r}.")
+        return cls(value["kind"], **numbers, rows=tuple((bits, count) for bits, count in groups))
+
+
+FIELDS = frozenset(("kind", "k8", "k16", "bits", "rows"))
+
+
+def _descending(rows: tuple[tuple[int, int], ...]) -> bool:
+    """Groups of known bits, most bits first, none empty."""
+    bits = [width for width, _ in rows]
+    return bits == sorted(set(bits) & set(TRELLIS_BITS), reverse=True) and all(count > 0 for _, count in rows)
 
 
 def padded(width: int) -> int:
@@ -113,7 +151,9 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
 
     row-pivoted: y = [A x; C A x] in the order of `order`, A = s8 a8 the pivot rows, C = t8 c8 the other rows'
     coefficients. column-pivoted: y = B (x₁ + C x₂), where [x₁; x₂] is x in the order of `order`, B = s8 b8 the pivot
-    columns, C = t8 c8 the other columns' coefficients.
+    columns, C = t8 c8 the other columns' coefficients. trellis: symbols in planes, `order` says at which place of the
+    rounding each column stands. table: the same for each group g of rows; `place` says at which place of the groups one
+    after the other each row stands, and s8 belongs to the rows in their own order.
 
     Raises InputError where the matrix has no such rank.
     """
@@ -124,6 +164,16 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
         return {"q8": ("int8", (m, n)), "s8": ("bfloat16", (m,))}
     if fmt.kind == "int16":
         return {"q16": ("int16", (m, n)), "s16": ("bfloat16", (m,))}
+    if fmt.kind == "trellis":
+        return {**_planes((m, n), fmt.bits), "s8": ("bfloat16", (m,)), "order": ("uint16", (n,))}
+    if fmt.kind == "table":
+        groups = {
+            f"g{bits}{suffix}": tensor
+            for bits, count in fmt.rows
+            for suffix, tensor in _planes((count, n), bits).items()
+        }
+        index = "uint16" if m <= MOST_PIVOTED else "uint32"
+        return {**groups, "s8": ("bfloat16", (m,)), "order": ("uint16", (n,)), "place": (index, (m,))}
     k = fmt.k8
     if fmt.kind == "row-pivoted":
         return {
@@ -147,6 +197,10 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
     if fmt.k16:
         result |= {"b16": ("int16", (m, fmt.k16)), "a16": ("int16", (fmt.k16, n)), "s16": ("bfloat16", (fmt.k16,))}
     return result
+
+
+def _planes(shape: tuple[int, int], bits: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {f"p{width}": ("uint8", (shape[0], shape[1] * width // 8)) for width in PLANES[bits]}
 
 
 def weight_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:

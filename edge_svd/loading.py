@@ -11,7 +11,9 @@ import torch
 from edge_svd.architectures import Site, norms_of
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.factored import FactoredLinear
-from edge_svd.formats import PIVOTED
+from edge_svd.formats import CODED, PIVOTED, PLANES
+from edge_svd.quantize.trellis import decode, unpack
+from edge_svd.trellis_code import trellis_code
 
 
 def load(path: Path | str) -> Any:
@@ -46,6 +48,8 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
     def read(suffix: str) -> torch.Tensor:
         return torch.from_numpy(checkpoint.tensor(f"{site.name}.{suffix}").astype(np.float32))
 
+    if fmt.kind in CODED:
+        return (coded_levels(checkpoint, site).float()[:, :n].contiguous() * read("s8")[:, None],)
     if not fmt.factored:
         bits = 8 if fmt.kind == "int8" else 16
         return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)
@@ -61,6 +65,19 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
     b = torch.cat([read(f"b{bits}") for bits in kinds], dim=1)
     a = torch.cat([read(f"a{bits}") * read(f"s{bits}")[:, None] for bits in kinds])
     return b, a[:, :n].contiguous()
+
+
+def coded_levels(checkpoint: Checkpoint, site: Site) -> torch.Tensor:
+    """int8 [m, padded n] of a trellis-coded matrix or table."""
+    fmt = checkpoint.formats[site.name]
+    groups = fmt.rows or ((fmt.bits, site.shape[0]),)
+    decoded = []
+    for bits, _ in groups:
+        prefix = f"g{bits}" if fmt.rows else ""
+        planes = {f"p{width}": checkpoint.tensor(f"{site.name}.{prefix}p{width}") for width in PLANES[bits]}
+        decoded.append(decode(unpack(planes, bits), trellis_code(bits)))
+    levels = np.concatenate(decoded)[:, checkpoint.tensor(f"{site.name}.order")]
+    return torch.from_numpy(levels[checkpoint.tensor(f"{site.name}.place")] if fmt.rows else levels)
 
 
 def _place(model: Any, checkpoint: Checkpoint, site: Site) -> None:

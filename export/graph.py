@@ -22,15 +22,19 @@ Reader = Callable[[str], Array]
 OPSET = 21
 IR_VERSION = 10
 MICROSOFT = "com.microsoft"
+DOMAIN = "edge_svd"
+"""Of our model-local functions; onnxruntime inlines them."""
+
 ALIGNMENT = 64
 """Offsets in the data file: a cache line, and the width of the widest vector load."""
 
-FLOAT, INT32, INT64, UINT8, UINT16, BFLOAT16 = (
+FLOAT, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
     ir.DataType.FLOAT,
     ir.DataType.INT32,
     ir.DataType.INT64,
     ir.DataType.UINT8,
     ir.DataType.UINT16,
+    ir.DataType.UINT32,
     ir.DataType.BFLOAT16,
 )
 
@@ -62,6 +66,13 @@ class Builder:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._shared: dict[tuple[Any, ...], ir.Value] = {}
         self._names: dict[str, int] = {}
+        self._functions: dict[str, FunctionBuilder] = {}
+
+    def function(self, name: str, make: Callable[[], FunctionBuilder]) -> str:
+        """Declare a model-local function, once; returns its name, to be used as an operator of `DOMAIN`."""
+        if name not in self._functions:
+            self._functions[name] = make()
+        return name
 
     def node(
         self,
@@ -134,16 +145,40 @@ class Builder:
             list(outputs),
             nodes=self.nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": OPSET, MICROSOFT: 1} | ({DOMAIN: 1} if self._functions else {}),
             name="decoder",
         )
-        proto = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, producer_name="edge-svd"))
+        functions = [made.function(name) for name, made in self._functions.items()]
+        proto = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, producer_name="edge-svd", functions=functions))
         return bytes(proto.SerializeToString(deterministic=True))
 
     def _initializer(self, tensor: ir.Tensor | ir.ExternalTensor) -> ir.Value:
         value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._initializers[str(tensor.name)] = value
         return value
+
+
+class FunctionBuilder:
+    """Collects the nodes of one model-local function; constants are nodes, since a function has no initializers."""
+
+    def __init__(self, inputs: Sequence[str]) -> None:
+        self.inputs = [ir.Value(name=name) for name in inputs]
+        self.outputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+
+    def op(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Append an operator with one output."""
+        output = ir.Value(name=f"v{len(self._nodes)}")
+        attrs = [ir.convenience.convert_attribute(key, value) for key, value in attributes.items()]
+        self._nodes.append(ir.Node("", op, list(inputs), attrs, outputs=[output]))
+        return output
+
+    def constant(self, value: Any, dtype: Any) -> ir.Value:
+        return self.op("Constant", value=ir.Tensor(np.asarray(value, dtype)))
+
+    def function(self, name: str) -> ir.Function:
+        graph = ir.Graph(self.inputs, self.outputs, nodes=self._nodes, opset_imports={"": OPSET}, name=name)
+        return ir.Function(DOMAIN, name, graph=graph, attributes=[])
 
 
 def tensor_value(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:

@@ -6,6 +6,7 @@ Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
     low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
                of A are added before B reads them twice. Without 16-bit components that is just two products.
+    trellis    one product, on the int8 rows that the graph makes of the code while it is loaded.
     pivoted    by rows: A gives some of the outputs, C the others from them; both side by side, put into order.
                by columns: C adds the other inputs to the pivot ones, and B takes the sum.
 
@@ -22,8 +23,9 @@ import onnx_ir as ir
 
 from edge_svd.architectures import Site
 from edge_svd.export import planes
+from edge_svd.export.coded import coded_matrix
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
-from edge_svd.formats import PIVOTED, SiteFormat, padded
+from edge_svd.formats import CODED, PIVOTED, SiteFormat, padded
 
 WIDE_BLOCK, NARROW_BLOCK = 32, 16
 """Block sizes of MatMulNBits. A block of inputs shares one activation scale, and that decides accuracy: SmolLM2 with
@@ -74,6 +76,9 @@ def dense_matrix(
     """The stored bytes [m, blocks, block], the block size, and each block's factor on the row's scale."""
     m, n = shape[0], padded(shape[1])
     block = block_size(builder, n)
+    if fmt.kind in CODED:
+        blocks = builder.constant([m, n // block, block], np.int64)
+        return builder.shared("Reshape", coded_matrix(builder, name, shape, fmt), blocks), block, [1.0] * (n // block)
     suffix, reader, factors = {"int8": ("q8", planes.rows8, [1.0]), "int16": ("q16", planes.rows16, [256.0, 1.0])}[
         fmt.kind
     ]
@@ -91,7 +96,7 @@ def stored_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Valu
 
 def scale_suffix(fmt: SiteFormat) -> str:
     """Suffix of the row scales of a dense matrix."""
-    return "s8" if fmt.kind == "int8" else "s16"
+    return "s16" if fmt.kind == "int16" else "s8"
 
 
 def float_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Value:

@@ -93,6 +93,37 @@ def replaced(model: Any, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
             module.weight.data = originals[name]
 
 
+class Probes:
+    """Perturbed matrices, type by type, and what they show about the predictions."""
+
+    def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, kl: HeldOutKl) -> None:
+        self.model, self.architecture, self.windows, self.kl = model, architecture, windows, kl
+        self.predicted: dict[str, float] = {}
+        self.errors: dict[str, torch.Tensor] = {}
+        self.measured: dict[str, tuple[float, list[str]]] = {}
+
+    def measure(self, kind: str, perturbed: Mapping[str, tuple[float, torch.Tensor]]) -> None:
+        """Measure all matrices of a type perturbed together; name → (predicted loss, perturbed matrix)."""
+        if not perturbed:
+            return
+        for name, (loss, weight) in perturbed.items():
+            self.predicted[name] = loss
+            self.errors[name] = (self.model.get_submodule(name).weight.detach() - weight).to(torch.bfloat16)
+        with replaced(self.model, {name: weight for name, (_, weight) in perturbed.items()}):
+            self.measured[kind] = self.kl.measure(), list(perturbed)
+
+    def factors(self, precision: str) -> dict[str, float]:
+        """Name → what its predictions are to be multiplied with. Ends the probes: the errors are dropped."""
+        tokens = token_losses(self.model, self.architecture, self.windows, self.errors, precision)
+        self.errors.clear()
+        found = {}
+        for loss, members in self.measured.values():
+            common = factor(loss, sum(tokens[name] for name in members))
+            for name in members:
+                found[name] = common * factor(tokens[name], self.predicted[name])
+        return found
+
+
 def factor(measured: float, predicted: float) -> float:
     """Measured over predicted loss, within sane limits; 1 where nothing was predicted."""
     if predicted <= 0:

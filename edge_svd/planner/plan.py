@@ -11,7 +11,7 @@ from typing import Any
 from edge_svd.architectures import Site
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
-from edge_svd.formats import SiteFormat, weight_bytes
+from edge_svd.formats import FIELDS, SiteFormat, weight_bytes
 
 FORMAT = 1
 
@@ -135,9 +135,9 @@ def refuse_foreign(out: Path) -> None:
 
 
 def _choice(name: str, entry: Any, where: str) -> Choice:
-    if not isinstance(entry, dict) or set(entry) - {"kind", "k8", "k16", "bytes", "loss"}:
+    if not isinstance(entry, dict) or set(entry) - FIELDS - {"bytes", "loss"}:
         raise InputError(f"{where} has a malformed entry for {name}.")
-    fmt = SiteFormat.from_json({key: entry[key] for key in ("kind", "k8", "k16") if key in entry})
+    fmt = SiteFormat.from_json({key: entry[key] for key in FIELDS if key in entry})
     return Choice(fmt, _typed(entry["bytes"], int), _number(entry["loss"]))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,20 @@ from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, factor, replaced, token_losses
+from edge_svd.planner.correction import SHARE, HeldOutKl, Probes
 from edge_svd.planner.generators import GENERATORS, SiteContext
+from edge_svd.planner.generators.trellis import probe
 from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
-DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted")
-VERSION = 4
+DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "trellis")
+VERSION = 5
+
+PROBED_BITS = 2
+"""Trellis codes are perturbed with the error of this many bits."""
+
+Corrections = Mapping[str, Mapping[str, float]]
+"""Kind of rounding ("factored", "coded") → site → factor."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,17 @@ def survey(
     if file is not None and file.exists():
         prices, corrections = _from_json(read_json(file, "price list"))
     else:
-        price = partial(_price, model, architecture, statistics, method, allocation_name)
-        prices, corrections = _price_all(model, architecture, statistics, sites, price, progress)
+
+        def context(site: Site) -> SiteContext:
+            module = model.get_submodule(site.name)
+            own = context_of(site, module.weight.detach().float(), architecture, statistics, method, allocation_name)
+            return replace(own, lookup_scale=lookup_scale(module))
+
+        prices, corrections = _price_all(model, architecture, statistics, sites, context, progress)
         if file is not None:
             atomic_write(file, _to_json(prices, corrections))
     in_kl = allocation(allocation_name).in_kl
-    prices = {site.name: _corrected(prices[site.name], corrections.get(site.name, 1.0), in_kl) for site in sites}
+    prices = {site.name: _corrected(prices[site.name], site.name, corrections, in_kl) for site in sites}
     tables = {site.name for site in sites if embedding_roles(site, architecture)}
     chosen = {name: tuple(c for c in found if c.format.family in kinds) for name, found in prices.items()}
     for name in tables:
@@ -119,21 +130,17 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def _price(
-    model: Any, architecture: Architecture, statistics: Statistics, method: str, allocation_name: str, site: Site
-) -> tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]:
+def _price(context: SiteContext) -> tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]:
     """All candidates of one matrix, and the low-rank one that its type is perturbed with: (predicted loss, W')."""
-    module = model.get_submodule(site.name)
-    context = context_of(site, module.weight.detach().float(), architecture, statistics, method, allocation_name)
-    context = replace(context, lookup_scale=lookup_scale(module))
     with torch.no_grad():
         found = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
         factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
         if not factored:
             return found, None
-        probe = min(factored, key=lambda c: abs(c.bytes - SHARE * weight_bytes(site.shape, SiteFormat("int8"))))
-        kept = context.components.order[: probe.format.k8]
-        return found, (probe.loss, (context.factorization.b[:, kept] @ context.factorization.a[kept]).float())
+        dense = weight_bytes(context.site.shape, SiteFormat("int8"))
+        nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
+        kept = context.components.order[: nearest.format.k8]
+        return found, (nearest.loss, (context.factorization.b[:, kept] @ context.factorization.a[kept]).float())
 
 
 def _price_all(
@@ -141,67 +148,81 @@ def _price_all(
     architecture: Architecture,
     statistics: Statistics,
     sites: Sequence[Site],
-    price: Callable[[Site], tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]],
+    context: Callable[[Site], SiteContext],
     progress: Callable[[int, int], None],
-) -> tuple[dict[str, tuple[Candidate, ...]], dict[str, float]]:
-    """Candidates of every matrix, and the factor by which each matrix's predictions are corrected."""
+) -> tuple[dict[str, tuple[Candidate, ...]], Corrections]:
+    """Candidates of every matrix, and by kind of rounding the factors by which their predictions are corrected."""
     windows = statistics.held_out()
     kl = HeldOutKl(model, windows, architecture.logit_softcap)
-    prices: dict[str, tuple[Candidate, ...]] = {}
-    predicted: dict[str, float] = {}
-    errors: dict[str, torch.Tensor] = {}
-    measured: dict[str, float] = {}
-    for kind in dict.fromkeys(site.type for site in sites):
-        members = [site for site in sites if site.type == kind]
-        weights: dict[str, torch.Tensor] = {}
-        for site, (found, probe) in zip(members, side_by_side(price, members), strict=True):
-            prices[site.name] = found
-            progress(len(prices), len(sites))
-            if probe is not None:
-                predicted[site.name], weights[site.name] = probe
-                dense = model.get_submodule(site.name).weight.detach()
-                errors[site.name] = (dense - weights[site.name]).to(torch.bfloat16)
-        if weights:
-            with replaced(model, weights):
-                measured[kind] = kl.measure()
-        weights.clear()
-        release_free_memory()
-    del kl
     precision = str(statistics.key["estimator"].get("precision", "float32"))
-    tokens = token_losses(model, architecture, windows, errors, precision)
-    corrections = {}
-    for kind, loss in measured.items():
-        members = [site for site in sites if site.type == kind and site.name in tokens]
-        common = factor(loss, sum(tokens[site.name] for site in members))
-        for site in members:
-            corrections[site.name] = common * factor(tokens[site.name], predicted[site.name])
+    prices: dict[str, tuple[Candidate, ...]] = {}
+    kinds = dict.fromkeys(site.type for site in sites)
+    truncated = Probes(model, architecture, windows, kl)
+    for kind in kinds:
+        members = [site for site in sites if site.type == kind]
+        perturbed = {}
+        for site, (found, cut) in zip(members, side_by_side(lambda s: _price(context(s)), members), strict=True):
+            prices[site.name] = found
+            progress(len(prices), len(sites) + 1)
+            if cut is not None:
+                perturbed[site.name] = cut
+        truncated.measure(kind, perturbed)
+        release_free_memory()
+    corrections = {"factored": truncated.factors(precision)}
+    coded = Probes(model, architecture, windows, kl)
+    for kind in kinds:
+        members = [site for site in sites if site.type == kind and not embedding_roles(site, architecture)]
+        coded.measure(kind, {site.name: (loss, w) for site, (loss, w) in _coded(members, prices, context)})
+        release_free_memory()
+    corrections["coded"] = coded.factors(precision)
+    progress(len(sites) + 1, len(sites) + 1)
     return prices, corrections
 
 
-def _corrected(found: Sequence[Candidate], correction: float, in_kl: bool) -> tuple[Candidate, ...]:
-    """Factored candidates at their corrected price; dense ones lose little and keep their prediction."""
-    return tuple(
-        c
-        if not c.format.factored
-        else Candidate(c.format, c.bytes, c.loss * correction, c.score * (correction if in_kl else 1.0))
-        for c in found
+def _coded(
+    members: Sequence[Site], prices: Mapping[str, Sequence[Candidate]], context: Callable[[Site], SiteContext]
+) -> Iterator[tuple[Site, tuple[float, torch.Tensor]]]:
+    """The matrices as a code of few bits would leave them, with what that was predicted to lose."""
+    losses = {
+        site.name: next((c.loss for c in prices[site.name] if c.format.bits == PROBED_BITS), None) for site in members
+    }
+    able = [site for site in members if losses[site.name] is not None]
+
+    def perturbed(site: Site) -> torch.Tensor:
+        own = context(site)
+        with torch.no_grad():
+            return own.weight - probe(own, PROBED_BITS)
+
+    for site, weight in zip(able, side_by_side(perturbed, able), strict=True):
+        yield site, (float(losses[site.name] or 0.0), weight)
+
+
+def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, in_kl: bool) -> tuple[Candidate, ...]:
+    """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
+
+    def corrected(c: Candidate) -> Candidate:
+        which = "factored" if c.format.factored else "coded" if c.format.bits else ""
+        share = corrections.get(which, {}).get(name, 1.0)
+        return Candidate(c.format, c.bytes, c.loss * share, c.score * (share if in_kl else 1.0))
+
+    return tuple(corrected(c) for c in found)
+
+
+def _to_json(prices: Mapping[str, Sequence[Candidate]], corrections: Corrections) -> bytes:
+    table = {name: [[c.format.to_json(), c.bytes, c.loss, c.score] for c in found] for name, found in prices.items()}
+    return canonical_json(
+        {"prices": table, "corrections": {which: dict(factors) for which, factors in corrections.items()}}
     )
 
 
-def _to_json(prices: Mapping[str, Sequence[Candidate]], corrections: Mapping[str, float]) -> bytes:
-    table = {
-        name: [[c.format.kind, c.format.k8, c.format.k16, c.bytes, c.loss, c.score] for c in found]
-        for name, found in prices.items()
-    }
-    return canonical_json({"prices": table, "corrections": dict(corrections)})
-
-
-def _from_json(table: Any) -> tuple[dict[str, tuple[Candidate, ...]], dict[str, float]]:
+def _from_json(table: Any) -> tuple[dict[str, tuple[Candidate, ...]], Corrections]:
     prices = {
         name: tuple(
-            Candidate(SiteFormat(kind, k8, k16), size, float(loss), float(score))
-            for kind, k8, k16, size, loss, score in rows
+            Candidate(SiteFormat.from_json(fmt), size, float(loss), float(score)) for fmt, size, loss, score in rows
         )
         for name, rows in table["prices"].items()
     }
-    return prices, {kind: float(value) for kind, value in table["corrections"].items()}
+    return prices, {
+        which: {name: float(value) for name, value in factors.items()}
+        for which, factors in table["corrections"].items()
+    }

@@ -14,6 +14,7 @@ import transformers
 from edge_svd.architectures import Architecture, Site, architecture_of, norms_of, sites_of
 from edge_svd.checkpoint import write_checkpoint
 from edge_svd.formats import SiteFormat, padded
+from edge_svd.trellis_code import trellis_code
 
 BASE: dict[str, Any] = {
     "vocab_size": 96,
@@ -90,6 +91,8 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
         return _row_pivoted(wide, n, fmt.k8)
     if fmt.kind == "column-pivoted":
         return _column_pivoted(wide, n, fmt.k8)
+    if fmt.bits or fmt.rows:
+        return _coded(wide, n, fmt)
     if not fmt.factored:
         limit, dtype, suffix = (127, np.int8, "8") if fmt.kind == "int8" else (32512, np.int16, "16")
         q, s = _round(wide, limit, 1)
@@ -153,6 +156,40 @@ def _column_pivoted(wide: np.ndarray, n: int, k: int) -> tuple[dict[str, np.ndar
         "order": np.concatenate((pivots, rest)).astype(np.uint16),
     }
     return tensors, made[:, :n].astype(np.float32)
+
+
+def _coded(wide: np.ndarray, n: int, fmt: SiteFormat) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Random symbols in random order: the matrix is whatever the code makes of them."""
+    m, width = wide.shape
+    draw = np.random.default_rng(m * width)
+    order, place = draw.permutation(width), draw.permutation(m) if fmt.rows else np.arange(m)
+    tensors: dict[str, np.ndarray] = {}
+    parts = []
+    for bits, count in fmt.rows or ((fmt.bits, m),):
+        code = trellis_code(bits)
+        symbols = draw.integers(0, 1 << bits, (count, width))
+        levels = np.zeros((count, width))
+        for i in range(count):
+            for j in range(width):
+                reach = range(min(i, width - 1 - j, code.window // bits), -1, -1)
+                window = sum(int(symbols[i - back, j + back]) << (bits * back) for back in reach)
+                levels[i, j] = code.levels[window % (1 << code.window)]
+        parts.append(levels)
+        low = 0
+        for plane in {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}[bits]:
+            packed = np.zeros((count, width * plane // 8), np.uint8)
+            for j in range(width):
+                part = (symbols[:, j] >> low) % (1 << plane)
+                at = j % packed.shape[1]
+                packed[:, at] |= (part << (plane * (j // packed.shape[1]))).astype(np.uint8)
+            tensors[f"{f'g{bits}' if fmt.rows else ''}p{plane}"] = packed
+            low += plane
+    levels = np.concatenate(parts)[place][:, order]
+    scale = (np.abs(wide).mean(1) / 40).astype(ml_dtypes.bfloat16)
+    tensors |= {"s8": scale, "order": order.astype(np.uint16)}
+    if fmt.rows:
+        tensors["place"] = place.astype(np.uint16)
+    return tensors, (levels * scale.astype(np.float32)[:, None])[:, :n].astype(np.float32)
 
 
 def effective_norm(module: Any, family: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from edge_svd.architectures import Architecture
 from edge_svd.errors import InputError
 from edge_svd.export import export_bundle
 from edge_svd.export.decoder import decoder
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import TRELLIS_BITS, SiteFormat
 
 TOLERANCE = 1e-4
 """Largest difference of logits of size about 2 (Gemma: 10) with float32 activations."""
@@ -34,6 +34,14 @@ def low_rank(k8: int, k16: int) -> Any:
 
 def pivoted(side: str) -> Any:
     return lambda site: INT8 if site.type in ("embedding", "lm_head") else SiteFormat(f"{side}-pivoted", 16)
+
+
+def coded(bits: int) -> Any:
+    """That many bits, and the vocabulary's tables in three groups of rows."""
+    table = SiteFormat(
+        "table", rows=((5, 10), (bits if bits < 5 else 4, 50), (1, 36)) if bits > 1 else ((6, 95), (1, 1))
+    )
+    return lambda site: table if site.type in ("embedding", "lm_head") else SiteFormat("trellis", bits=bits)
 
 
 def difference(left: np.ndarray, right: np.ndarray) -> float:
@@ -73,8 +81,9 @@ def test_every_family_with_and_without_cache(family: str, tmp_path: Path, exact_
         low_rank(16, 0),
         pivoted("row"),
         pivoted("column"),
+        *(coded(bits) for bits in TRELLIS_BITS),
     ),
-    ids=("int16", "k8", "k8+k16", "k16", "k8 of 16", "rows", "columns"),
+    ids=("int16", "k8", "k8+k16", "k16", "k8 of 16", "rows", "columns", *(f"{bits} bits" for bits in TRELLIS_BITS)),
 )
 def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations: None) -> None:
     model = tiny_model("llama-bias", tie_word_embeddings=tied)
@@ -87,7 +96,14 @@ def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations
 
 
 def test_widths_that_are_no_multiple_of_16_are_padded(tmp_path: Path, exact_activations: None) -> None:
-    for choose in (lambda site: INT8, lambda site: INT16, low_rank(16, 16), pivoted("row"), pivoted("column")):
+    for choose in (
+        lambda site: INT8,
+        lambda site: INT16,
+        low_rank(16, 16),
+        pivoted("row"),
+        pivoted("column"),
+        coded(3),
+    ):
         model = tiny_model("llama", hidden_size=40, intermediate_size=72)
         path = tmp_path / str(len(list(tmp_path.iterdir())))
         bundle, a = exported(path, model, choose)

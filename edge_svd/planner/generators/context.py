@@ -14,7 +14,9 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization, decompose
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.components import ComponentTable, component_table
+from edge_svd.quantize.feedback import UnitFactor, unit_factor
 from edge_svd.quantize.pivoted import damped
+from edge_svd.quantize.trellis import InputFactor
 from edge_svd.registry import Registry
 
 
@@ -59,6 +61,14 @@ class SiteContext:
     @cached_property
     def damped_out(self) -> torch.Tensor:
         return damped(self.c_out)
+
+    @cached_property
+    def inputs(self) -> InputFactor:
+        return InputFactor.of(self.c_in)
+
+    @cached_property
+    def outputs(self) -> UnitFactor:
+        return unit_factor(self.c_out)
 
     @cached_property
     def gradient(self) -> torch.Tensor:

@@ -1,0 +1,173 @@
+"""Matrices in trellis codes: rounded with two-sided error feedback, packed into planes of whole bits.
+
+Symbols lie in rounding order of the columns (`order` says where each column went); row scales are bfloat16. A symbol of
+three bits is split into planes of two bits and one, so that every plane fills whole bytes: byte b of a row holds the
+columns b, b + w, b + 2w … of that plane from its low bits up, w being the plane's bytes a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_svd.errors import Failure
+from edge_svd.formats import INT8_LIMIT, PLANES, padded
+from edge_svd.quantize.feedback import UnitFactor, by_importance, unit_factor
+from edge_svd.quantize.viterbi import encoder
+from edge_svd.trellis_code import TrellisCode, trellis_code
+
+ROWS = 4096
+"""Rows of a table encoded at a time."""
+
+WIDENINGS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
+
+Symbols = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class InputFactor:
+    """The input metric in rounding order: `order`, the columns from the first rounded to the last.
+
+    Columns that pad a row to a multiple of 16 come last and count for next to nothing.
+    """
+
+    order: torch.Tensor
+    factor: UnitFactor
+
+    @classmethod
+    def of(cls, c_in: torch.Tensor) -> InputFactor:
+        n = len(c_in)
+        if padded(n) != n:
+            wide = torch.zeros(padded(n), padded(n), dtype=c_in.dtype)
+            wide[:n, :n] = c_in
+            wide.diagonal()[n:] = 1e-6 * float(c_in.diagonal().mean())
+            c_in = wide
+        order = by_importance(c_in)
+        return cls(order, unit_factor(c_in[order][:, order]))
+
+
+@dataclass(frozen=True)
+class Trellis:
+    """A rounded matrix: symbols uint8 [m, padded n] in rounding order, scale bfloat16 [m] a level, order [padded n]."""
+
+    code: TrellisCode
+    symbols: Symbols
+    scale: torch.Tensor
+    order: torch.Tensor
+
+    def levels(self) -> NDArray[np.int8]:
+        """int8 [m, padded n], columns in their own places."""
+        return decode(self.symbols, self.code)[:, torch.argsort(self.order).numpy()]
+
+    def matrix(self) -> torch.Tensor:
+        """The rounded matrix, fp32 [m, padded n]."""
+        return torch.from_numpy(self.levels()).float() * self.scale.float()[:, None]
+
+
+def row_scale(w: torch.Tensor, code: TrellisCode) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale bfloat16 [m], expected squared error of one weight float64 [m]) of every row.
+
+    The code was made for unit variance. A wider scale coarsens every weight but reaches outliers, which otherwise make
+    nearly all of the error at five and six bits.
+    """
+    magnitude = w.float().abs()
+    largest = magnitude.amax(1).double()
+    root = torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64) / w.shape[1] ** 0.5
+    noise, best = torch.full_like(root, torch.inf), root
+    for widening in WIDENINGS:
+        unit = root * (code.unit * widening)
+        beyond = torch.zeros_like(unit)
+        far = torch.nonzero(largest > INT8_LIMIT * unit)[:, 0]
+        if len(far):
+            excess = magnitude[far] - (INT8_LIMIT * unit[far, None]).float()
+            beyond[far] = excess.clamp_min_(0).square_().mean(1).double()
+        total = code.noise * (root * widening).square() + beyond
+        noise, best = torch.where(total < noise, total, noise), torch.where(total < noise, unit, best)
+    scale = best.to(torch.bfloat16)
+    return torch.where(scale > 0, scale, torch.ones_like(scale)), noise
+
+
+def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torch.Tensor, bits: int) -> Trellis:
+    """Round W [m, n] to `bits` bits a weight.
+
+    `c_out` is the output metric's factor, or a vector [m] of row weights where rows are independent (a table).
+
+    Raises:
+        Failure: W holds a NaN or an Inf.
+    """
+    if not torch.isfinite(w).all():
+        raise Failure("Cannot round a matrix that holds NaN or Inf.")
+    code = trellis_code(bits)
+    scale, _ = row_scale(w, code)
+    if isinstance(c_out, UnitFactor):
+        below, weight = c_out.upper.T.contiguous().numpy(), c_out.weight
+    else:
+        below, weight = np.zeros((0, 0), np.float32), c_out
+    right = inputs.factor.upper.T.contiguous().numpy()
+    columns = inputs.factor.weight.float().numpy()
+    rows = (weight / weight.mean().clamp_min(1e-30)).float().numpy()
+    encode = encoder(bits, code.window)
+    levels = code.levels.astype(np.float32)
+    w = torch.nn.functional.pad(w, (0, len(inputs.order) - w.shape[1]))
+    symbols = np.empty(tuple(w.shape), np.uint8)
+    above = np.zeros((code.memory, w.shape[1]), np.uint8)
+    step = ROWS if not len(below) else len(symbols)
+    for start in range(0, len(symbols), step):
+        piece = slice(start, start + step)
+        ordered = w[piece][:, inputs.order].float().contiguous().numpy()
+        made = encode(ordered, right, below, rows[piece], columns, scale[piece].float().numpy(), levels, above)
+        symbols[piece] = made
+        above = made[len(made) - code.memory :] if len(made) >= code.memory else above
+    return Trellis(code, symbols, scale, inputs.order)
+
+
+def predicted_loss(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, bits: int) -> float:
+    """½ Σ d'_i d_j η_ij² expected of such a rounding, nats per token, without rounding anything."""
+    _, noise = row_scale(w, trellis_code(bits))
+    return 0.5 * float((c_out.plain * noise).sum()) * float(inputs.factor.plain.sum())
+
+
+def sampled_error(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, bits: int, seed: int) -> torch.Tensor:
+    """An error [m, n] fp32 as such a rounding makes them: E = B⁻ᵀ η A⁻¹ with random η of the expected size."""
+    _, noise = row_scale(w, trellis_code(bits))
+    generator = torch.Generator().manual_seed(seed)
+    n = len(inputs.order)
+    eta = torch.randn(w.shape[0], n, generator=generator) * noise.sqrt().float()[:, None]
+    e = torch.linalg.solve_triangular(c_out.upper.T, eta, upper=False, unitriangular=True)
+    e = torch.linalg.solve_triangular(inputs.factor.upper, e, upper=True, left=False, unitriangular=True)
+    return e[:, torch.argsort(inputs.order)][:, : w.shape[1]].contiguous()
+
+
+def decode(symbols: Symbols, code: TrellisCode) -> NDArray[np.int8]:
+    """Levels int8 [m, n] of symbols in rounding order."""
+    full = symbols.astype(np.uint16)
+    for back in range(1, code.memory + 1):
+        if back < min(symbols.shape):
+            full[back:, :-back] |= symbols[:-back, back:].astype(np.uint16) << (code.bits * back)
+    return code.levels[full & ((1 << code.window) - 1)]
+
+
+def pack(symbols: Symbols, bits: int) -> dict[str, Symbols]:
+    """Suffix → plane uint8 [m, n · width / 8]; n a multiple of 16."""
+    planes, shift = {}, 0
+    for width in PLANES[bits]:
+        part = (symbols >> shift) & ((1 << width) - 1)
+        shift += width
+        pieces = np.split(part, 8 // width, axis=1)
+        planes[f"p{width}"] = sum((piece << (width * at) for at, piece in enumerate(pieces)), np.zeros_like(pieces[0]))
+    return planes
+
+
+def unpack(planes: dict[str, Symbols], bits: int) -> Symbols:
+    """Inverse of `pack`."""
+    shift, found = 0, None
+    for width in PLANES[bits]:
+        plane, mask = planes[f"p{width}"], (1 << width) - 1
+        part = np.concatenate([(plane >> (width * at)) & mask for at in range(8 // width)], axis=1) << shift
+        found = part if found is None else found | part
+        shift += width
+    assert found is not None
+    return found

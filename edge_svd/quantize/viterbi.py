@@ -1,0 +1,131 @@
+"""The encoder of trellis-coded weights with error feedback in both metrics, compiled.
+
+Weights are taken along antidiagonals (i + j constant): none of them reaches another through the two triangular
+feedbacks, so that each antidiagonal is one sequence whose targets are all known, and Viterbi's path through it is the
+best one. A weight's predecessors in the trellis are its neighbours above and to the right, (i - 1, j + 1) and so on;
+beyond the edge they count as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import numpy as np
+
+Encoder = Callable[..., Any]
+
+
+@cache
+def encoder(bits: int, window: int) -> Encoder:
+    """encode(w, right, below, row_weight, column_weight, scale, levels, above) → symbols uint8 [m, n].
+
+    w float32 [m, n]; right float32 [n, n], row j the column j of A; below float32 [m, m], row i the column i of B, or
+    [0, 0] where rows do not reach each other; weights float32 [m] and [n], d' and d; scale float32 [m]; levels float32
+    [2^window]; above uint8 [t, n], symbols of the rows that came before, t ≥ the code's memory.
+    """
+    states, symbols_of = 1 << (window - bits), 1 << bits
+    rest = 1 << (window - 2 * bits) if window >= 2 * bits else 0
+    # Without memory of a whole symbol the state is what is left of the last one.
+    keep = states - 1
+
+    @numba.njit(fastmath=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+    def encode(
+        w: Any,
+        right: Any,
+        below: Any,
+        row_weight: Any,
+        column_weight: Any,
+        scale: Any,
+        levels: Any,
+        above: Any,
+    ) -> Any:
+        m, n = w.shape
+        two_sided = below.shape[0] > 0
+        error = np.zeros((m, n), np.float32)
+        moved = np.zeros((n, m), np.float32) if two_sided else np.zeros((0, 0), np.float32)
+        symbols = np.zeros((m, n), np.uint8)
+        length = min(m, n)
+        before = np.empty(length, np.float32)
+        target = np.empty(length, np.float32)
+        weight = np.empty(length, np.float32)
+        back = np.empty((length, states), np.uint8)
+        cost = np.empty(states, np.float32)
+        new = np.empty(states, np.float32)
+        for d in range(m + n - 1):
+            first = max(0, d - n + 1)
+            count = min(m - 1, d) - first + 1
+            for p in range(count):
+                i = first + p
+                j = d - i
+                x = np.float32(0)
+                for q in range(j):
+                    x += error[i, q] * right[j, q]
+                y = np.float32(0)
+                if two_sided:
+                    for q in range(i):
+                        y += moved[j, q] * below[i, q]
+                before[p] = x
+                target[p] = (w[i, j] + x + y) / scale[i]
+                weight[p] = row_weight[i] * column_weight[j] * scale[i] * scale[i]
+            start = 0
+            if first == 0:
+                t = above.shape[0]
+                for back_by in range(t, 0, -1):
+                    j = d + back_by
+                    symbol = above[t - back_by, j] if j < n else 0
+                    start = ((start << bits) | symbol) & keep
+            for s in range(states):
+                cost[s] = np.float32(1e30)
+            cost[start] = 0
+            for p in range(count):
+                x = target[p]
+                g = weight[p]
+                for s in range(states):
+                    new[s] = np.float32(3e38)
+                row = back[p]
+                if rest > 0:
+                    for h in range(symbols_of):
+                        for q in range(rest):
+                            previous = h * rest + q
+                            known = cost[previous]
+                            for s in range(symbols_of):
+                                e = x - levels[previous * symbols_of + s]
+                                v = known + e * e * g
+                                at = q * symbols_of + s
+                                better = v < new[at]
+                                new[at] = v if better else new[at]
+                                row[at] = np.uint8(h) if better else row[at]
+                else:
+                    for previous in range(states):
+                        known = cost[previous]
+                        for s in range(symbols_of):
+                            full = previous * symbols_of + s
+                            e = x - levels[full]
+                            v = known + e * e * g
+                            if v < new[s & keep]:
+                                new[s & keep] = v
+                                row[s & keep] = np.uint8(full >> (window - bits))
+                for s in range(states):
+                    cost[s] = new[s]
+            state = 0
+            least = cost[0]
+            for s in range(states):
+                if cost[s] < least:
+                    least = cost[s]
+                    state = s
+            for p in range(count - 1, -1, -1):
+                i = first + p
+                j = d - i
+                full = (np.int64(back[p, state]) << (window - bits)) | state
+                symbols[i, j] = np.uint8(full & (symbols_of - 1))
+                e = w[i, j] - levels[full] * scale[i]
+                error[i, j] = e
+                if two_sided:
+                    moved[j, i] = e + before[p]
+                state = full >> bits
+        return symbols
+
+    return encode
