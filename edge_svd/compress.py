@@ -139,8 +139,9 @@ def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor
         made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
         return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
     metric = table_metric(context)
-    bits = dealt_as(metric, row_noise(context.weight), fmt.rows)
-    groups = round_table(context.weight, metric, bits)
+    scaled = metric.scaled(context.weight)
+    bits = dealt_as(metric, row_noise(scaled, metric.inputs), fmt.rows)
+    groups = round_table(scaled, metric, bits)
     parts: dict[str, torch.Tensor] = {}
     scale = torch.empty(len(bits), dtype=torch.bfloat16)
     for width, (rows, made) in groups.items():
@@ -149,7 +150,8 @@ def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor
     place = torch.argsort(torch.cat([rows for rows, _ in groups.values()]))
     narrow = torch.uint16 if len(bits) <= MOST_PIVOTED else torch.uint32
     order = torch.argsort(metric.inputs.order).to(torch.uint16)
-    return {**parts, "s8": scale, "order": order, "place": place.to(narrow)}
+    columns = torch.nn.functional.pad(metric.columns, (0, len(order) - len(metric.columns)), value=1.0)
+    return {**parts, "s8": scale, "c8": columns, "order": order, "place": place.to(narrow)}
 
 
 def _planes(made: Trellis) -> dict[str, torch.Tensor]:

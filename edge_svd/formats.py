@@ -153,7 +153,7 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
     coefficients. column-pivoted: y = B (x₁ + C x₂), where [x₁; x₂] is x in the order of `order`, B = s8 b8 the pivot
     columns, C = t8 c8 the other columns' coefficients. trellis: symbols in planes, `order` says at which place of the
     rounding each column stands. table: the same for each group g of rows; `place` says at which place of the groups one
-    after the other each row stands, and s8 belongs to the rows in their own order.
+    after the other each row stands; s8 scales the rows and c8 the columns, in their own order.
 
     Raises InputError where the matrix has no such rank.
     """
@@ -173,7 +173,8 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
             for suffix, tensor in _planes((count, n), bits).items()
         }
         index = "uint16" if m <= MOST_PIVOTED else "uint32"
-        return {**groups, "s8": ("bfloat16", (m,)), "order": ("uint16", (n,)), "place": (index, (m,))}
+        scales = {"s8": ("bfloat16", (m,)), "c8": ("bfloat16", (n,))}
+        return {**groups, **scales, "order": ("uint16", (n,)), "place": (index, (m,))}
     k = fmt.k8
     if fmt.kind == "row-pivoted":
         return {

@@ -49,7 +49,8 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
         return torch.from_numpy(checkpoint.tensor(f"{site.name}.{suffix}").astype(np.float32))
 
     if fmt.kind in CODED:
-        return (coded_levels(checkpoint, site).float()[:, :n].contiguous() * read("s8")[:, None],)
+        matrix = coded_levels(checkpoint, site).float() * read("s8")[:, None]
+        return ((matrix * read("c8") if fmt.rows else matrix)[:, :n].contiguous(),)
     if not fmt.factored:
         bits = 8 if fmt.kind == "int8" else 16
         return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)

@@ -12,14 +12,14 @@ import onnx_ir as ir
 from edge_svd.architectures import Site
 from edge_svd.errors import InputError
 from edge_svd.export.graph import FLOAT, Builder
-from edge_svd.export.linear import dense_matrix, scale_suffix, stored_scale
+from edge_svd.export.linear import column_scale, dense_matrix, scale_suffix, stored_scale
 from edge_svd.formats import SiteFormat, padded
 
 
 def embedding(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, multiplier: float) -> ir.Value:
     """ids int64 [batch, sequence] → float32 [batch, sequence, hidden]; InputError for factors, which have no rows."""
     if fmt.factored:
-        raise InputError(f"The embedding {site.name} cannot be {fmt.kind}; int8 and int16 are possible.")
+        raise InputError(f"The embedding {site.name} cannot be {fmt.kind}; int8, int16 and table are possible.")
     vocab, hidden = site.shape
     width = padded(hidden)
     table, _, _ = dense_matrix(builder, site.name, site.shape, fmt)
@@ -33,6 +33,8 @@ def embedding(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, mult
         rows = builder.op("ReduceSum", rows, builder.constant([2], np.int64), keepdims=0)
     else:
         rows = builder.op("Reshape", rows, builder.constant([0, 0, width], np.int64))
+    if fmt.kind == "table":
+        rows = builder.op("Mul", rows, column_scale(builder, site.name, width))
     if width != hidden:
         rows = builder.op("Slice", rows, *(builder.constant([value], np.int64) for value in (0, hidden, 2)))
     if multiplier != 1.0:

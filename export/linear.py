@@ -63,6 +63,8 @@ def linear(
         return _low_rank(builder, x, name, (m, n), fmt, add)
     if fmt.kind == "int16":
         x = builder.shared("Concat", x, x, axis=-1)
+    if fmt.kind == "table":
+        x = builder.op("Mul", x, column_scale(builder, name, padded(n)))
     weight, block, pattern = dense_matrix(builder, name, (m, n), fmt)
     scales = builder.shared(
         "Mul", float_scale(builder, name, m, scale_suffix(fmt)), builder.constant([pattern], np.float32)
@@ -92,6 +94,13 @@ def stored_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Valu
     """A scale for each row as it lies in the file, bfloat16 [rows, 1]."""
     tensor = f"{name}.{suffix}"
     return builder.weight(tensor, BFLOAT16, (rows, 1), lambda read: iter([read(tensor)]))
+
+
+def column_scale(builder: Builder, name: str, width: int) -> ir.Value:
+    """Column scales of a table, float32 [padded width]."""
+    tensor = f"{name}.c8"
+    stored = builder.weight(tensor, BFLOAT16, (width,), lambda read: iter([read(tensor)]))
+    return builder.shared("Cast", stored, to=int(FLOAT))
 
 
 def scale_suffix(fmt: SiteFormat) -> str:

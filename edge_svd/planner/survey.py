@@ -14,20 +14,24 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
-from edge_svd.formats import SiteFormat, weight_bytes
+from edge_svd.formats import CODED, SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, Probes
+from edge_svd.planner.correction import SHARE, HeldOutKl, Probes, replaced
 from edge_svd.planner.generators import GENERATORS, SiteContext
-from edge_svd.planner.generators.trellis import probe
+from edge_svd.planner.generators.trellis import probe, table_metric
+from edge_svd.quantize.table import row_noise, sampled_table_error
 from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "trellis")
-VERSION = 5
+VERSION = 6
 
-PROBED_BITS = 2
+PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""
+
+LEAST_FACTOR = 0.05
+"""A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
 
 Corrections = Mapping[str, Mapping[str, float]]
 """Kind of rounding ("factored", "coded") → site → factor."""
@@ -168,15 +172,29 @@ def _price_all(
                 perturbed[site.name] = cut
         truncated.measure(kind, perturbed)
         release_free_memory()
-    corrections = {"factored": truncated.factors(precision)}
+    corrections: dict[str, dict[str, float]] = {"factored": truncated.factors(precision)}
     coded = Probes(model, architecture, windows, kl)
     for kind in kinds:
         members = [site for site in sites if site.type == kind and not embedding_roles(site, architecture)]
         coded.measure(kind, {site.name: (loss, w) for site, (loss, w) in _coded(members, prices, context)})
         release_free_memory()
     corrections["coded"] = coded.factors(precision)
+    for site in sites:
+        if embedding_roles(site, architecture):
+            corrections["coded"][site.name] = _table_factor(model, context(site), kl)
     progress(len(sites) + 1, len(sites) + 1)
     return prices, corrections
+
+
+def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
+    """Measured over predicted loss of a table whose rows all have few bits."""
+    with torch.no_grad():
+        metric = table_metric(context)
+        error = sampled_table_error(context.weight, metric, PROBED_TABLE_BITS, seed=0)
+        scaled = row_noise(metric.scaled(context.weight), metric.inputs)
+        predicted = 0.5 * float((metric.weight * scaled[PROBED_TABLE_BITS]).sum())
+        with replaced(model, {context.site.name: context.weight - error}):
+            return max(kl.measure() / max(predicted, 1e-30), LEAST_FACTOR)
 
 
 def _coded(
@@ -201,7 +219,7 @@ def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, 
     """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
 
     def corrected(c: Candidate) -> Candidate:
-        which = "factored" if c.format.factored else "coded" if c.format.bits else ""
+        which = "factored" if c.format.factored else "coded" if c.format.kind in CODED else ""
         share = corrections.get(which, {}).get(name, 1.0)
         return Candidate(c.format, c.bytes, c.loss * share, c.score * (share if in_kl else 1.0))
 

@@ -13,34 +13,63 @@ from dataclasses import dataclass
 import torch
 
 from edge_svd.formats import TRELLIS_BITS
-from edge_svd.quantize.trellis import InputFactor, Trellis, round_trellis, row_scale
+from edge_svd.parallel import side_by_side
+from edge_svd.quantize.trellis import InputFactor, Trellis, round_trellis, row_scale, sampled_rows
 from edge_svd.trellis_code import trellis_code
 
 
 @dataclass(frozen=True)
 class TableMetric:
-    """`inputs`: the shared feedback; `weight` float64 [rows]: ½ weight · noise is what a row loses, nats per token."""
+    """What errors of a table cost once its columns are divided by `columns`.
 
+    Attributes:
+        columns: bfloat16 [n], each column's root mean square among rows of one size: some are several times as large
+            as others, and a row has but one scale.
+        inputs: the shared feedback.
+        weight: float64 [rows]; ½ weight · mean of η² is what a row loses, nats per token.
+    """
+
+    columns: torch.Tensor
     inputs: InputFactor
     weight: torch.Tensor
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TableMetric:
-        """From (row weights [rows], metric [n, n]) of every use of the table."""
-        inputs = InputFactor.of(sum(float(weight.mean()) * metric for weight, metric in parts) + 0 * parts[0][1])
+    def of(cls, w: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TableMetric:
+        """For W [rows, n], from (row weights [rows], metric [n, n]) of every use of the table."""
+        columns = _column_sizes(w)
+        scale = columns.double()
+        parts = [(rows, metric * scale[:, None] * scale) for rows, metric in parts]
+        inputs = InputFactor.of(torch.stack([float(rows.mean()) * metric for rows, metric in parts]).sum(0))
         weight = torch.zeros_like(parts[0][0])
         for rows, metric in parts:
             ordered = inputs.order[inputs.order < len(metric)]
             wide = torch.zeros(len(inputs.order), len(inputs.order), dtype=torch.float64)
             wide[: len(metric), : len(metric)] = metric[ordered][:, ordered]
             weight = weight + rows * float(inputs.factor.spread(wide).sum())
-        return cls(inputs, weight)
+        return cls(columns, inputs, weight)
+
+    def scaled(self, w: torch.Tensor) -> torch.Tensor:
+        """W [rows, n] with its columns divided, as it is rounded."""
+        return w / self.columns.to(w.dtype)
 
 
-def row_noise(w: torch.Tensor) -> dict[int, torch.Tensor]:
-    """Bits → expected squared error of a weight in each row, float64 [rows]."""
+def _column_sizes(w: torch.Tensor) -> torch.Tensor:
+    total, rows = torch.zeros(w.shape[1], dtype=torch.float64), 0
+    for piece in w.split(8192):
+        power = piece.double().square()
+        mean = power.mean(1, keepdim=True)
+        kept = mean[:, 0] > 0
+        total += (power[kept] / mean[kept]).sum(0)
+        rows += int(kept.sum())
+    found = (total / max(rows, 1)).sqrt().to(torch.bfloat16)
+    return torch.where(found > 0, found, torch.ones_like(found))
+
+
+def row_noise(w: torch.Tensor, inputs: InputFactor) -> dict[int, torch.Tensor]:
+    """Bits → expected mean of η² in each row, float64 [rows]."""
     return {
-        bits: torch.cat([row_scale(piece, trellis_code(bits))[1] for piece in w.split(8192)]) for bits in TRELLIS_BITS
+        bits: torch.cat([row_scale(piece, inputs, trellis_code(bits))[1] for piece in w.split(8192)])
+        for bits in TRELLIS_BITS
     }
 
 
@@ -70,8 +99,17 @@ def dealt_as(metric: TableMetric, noise: dict[int, torch.Tensor], groups: tuple[
 
 def round_table(w: torch.Tensor, metric: TableMetric, bits: torch.Tensor) -> dict[int, tuple[torch.Tensor, Trellis]]:
     """Bits → (its rows, rising; their rounding) for W [rows, n] and bits [rows], most bits first."""
-    made = {}
-    for width, _ in groups_of(bits):
+
+    def rounded(width: int) -> tuple[torch.Tensor, Trellis]:
         rows = torch.nonzero(bits == width)[:, 0]
-        made[width] = (rows, round_trellis(w[rows], metric.inputs, metric.weight[rows], width))
-    return made
+        return rows, round_trellis(w[rows], metric.inputs, metric.weight[rows], width)
+
+    widths = [width for width, _ in groups_of(bits)]
+    return dict(zip(widths, side_by_side(rounded, widths), strict=True))
+
+
+def sampled_table_error(w: torch.Tensor, metric: TableMetric, bits: int, seed: int) -> torch.Tensor:
+    """An error of W [rows, n] fp32 as rounding all of it to `bits` bits makes them."""
+    scaled = metric.scaled(w)
+    noise = row_noise(scaled, metric.inputs)[bits]
+    return sampled_rows(scaled, metric.inputs, noise, seed) * metric.columns.float()

@@ -22,7 +22,7 @@ from edge_svd.trellis_code import TrellisCode, trellis_code
 ROWS = 4096
 """Rows of a table encoded at a time."""
 
-WIDENINGS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0)
+WIDENINGS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.5, 8.0)
 
 Symbols = NDArray[np.uint8]
 
@@ -67,12 +67,15 @@ class Trellis:
         return torch.from_numpy(self.levels()).float() * self.scale.float()[:, None]
 
 
-def row_scale(w: torch.Tensor, code: TrellisCode) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scale bfloat16 [m], expected squared error of one weight float64 [m]) of every row.
+def row_scale(w: torch.Tensor, inputs: InputFactor, code: TrellisCode) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scale bfloat16 [m], expected mean of η² float64 [m], weighted as the inputs are) of every row of W [m, n].
 
-    The code was made for unit variance. A wider scale coarsens every weight but reaches outliers, which otherwise make
-    nearly all of the error at five and six bits.
+    The code was made for unit variance. A wider scale coarsens every weight but reaches outliers, single ones of which
+    meet the few inputs of massive size.
     """
+    share = torch.empty_like(inputs.factor.plain)
+    share[inputs.order] = inputs.factor.plain
+    share = share[: w.shape[1]] / share.sum().clamp_min(1e-300)
     magnitude = w.float().abs()
     largest = magnitude.amax(1).double()
     root = torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64) / w.shape[1] ** 0.5
@@ -83,7 +86,7 @@ def row_scale(w: torch.Tensor, code: TrellisCode) -> tuple[torch.Tensor, torch.T
         far = torch.nonzero(largest > INT8_LIMIT * unit)[:, 0]
         if len(far):
             excess = magnitude[far] - (INT8_LIMIT * unit[far, None]).float()
-            beyond[far] = excess.clamp_min_(0).square_().mean(1).double()
+            beyond[far] = excess.clamp_min_(0).square_().double() @ share
         total = code.noise * (root * widening).square() + beyond
         noise, best = torch.where(total < noise, total, noise), torch.where(total < noise, unit, best)
     scale = best.to(torch.bfloat16)
@@ -101,7 +104,7 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
     if not torch.isfinite(w).all():
         raise Failure("Cannot round a matrix that holds NaN or Inf.")
     code = trellis_code(bits)
-    scale, _ = row_scale(w, code)
+    scale, _ = row_scale(w, inputs, code)
     if isinstance(c_out, UnitFactor):
         below, weight = c_out.upper.T.contiguous().numpy(), c_out.weight
     else:
@@ -126,17 +129,24 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
 
 def predicted_loss(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, bits: int) -> float:
     """½ Σ d'_i d_j η_ij² expected of such a rounding, nats per token, without rounding anything."""
-    _, noise = row_scale(w, trellis_code(bits))
+    _, noise = row_scale(w, inputs, trellis_code(bits))
     return 0.5 * float((c_out.plain * noise).sum()) * float(inputs.factor.plain.sum())
 
 
 def sampled_error(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, bits: int, seed: int) -> torch.Tensor:
     """An error [m, n] fp32 as such a rounding makes them: E = B⁻ᵀ η A⁻¹ with random η of the expected size."""
-    _, noise = row_scale(w, trellis_code(bits))
+    _, noise = row_scale(w, inputs, trellis_code(bits))
+    return sampled_rows(w, inputs, noise, seed, c_out)
+
+
+def sampled_rows(
+    w: torch.Tensor, inputs: InputFactor, noise: torch.Tensor, seed: int, c_out: UnitFactor | None = None
+) -> torch.Tensor:
+    """The same from the mean η² of each row, noise [m]; without `c_out` for rows that do not reach each other."""
     generator = torch.Generator().manual_seed(seed)
-    n = len(inputs.order)
-    eta = torch.randn(w.shape[0], n, generator=generator) * noise.sqrt().float()[:, None]
-    e = torch.linalg.solve_triangular(c_out.upper.T, eta, upper=False, unitriangular=True)
+    e = torch.randn(w.shape[0], len(inputs.order), generator=generator) * noise.sqrt().float()[:, None]
+    if c_out is not None:
+        e = torch.linalg.solve_triangular(c_out.upper.T, e, upper=False, unitriangular=True)
     e = torch.linalg.solve_triangular(inputs.factor.upper, e, upper=True, left=False, unitriangular=True)
     return e[:, torch.argsort(inputs.order)][:, : w.shape[1]].contiguous()
 

@@ -188,7 +188,9 @@ def _coded(wide: np.ndarray, n: int, fmt: SiteFormat) -> tuple[dict[str, np.ndar
     scale = (np.abs(wide).mean(1) / 40).astype(ml_dtypes.bfloat16)
     tensors |= {"s8": scale, "order": order.astype(np.uint16)}
     if fmt.rows:
-        tensors["place"] = place.astype(np.uint16)
+        columns = draw.uniform(0.5, 2.0, width).astype(ml_dtypes.bfloat16)
+        tensors |= {"place": place.astype(np.uint16), "c8": columns}
+        levels = levels * columns.astype(np.float32)
     return tensors, (levels * scale.astype(np.float32)[:, None])[:, :n].astype(np.float32)
 
 

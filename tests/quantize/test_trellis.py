@@ -138,7 +138,7 @@ def test_wide_scales_reach_outliers() -> None:
     w = weights(4, 4096)
     w[1, 7] = 40.0
     code = trellis_code(6)
-    scale, noise = row_scale(w, code)
+    scale, noise = row_scale(w, InputFactor.of(torch.eye(4096)), code)
     assert float(scale[1]) > 1.5 * float(scale[0])
     assert float(noise[1]) < 1600 / 4096
 
@@ -165,8 +165,10 @@ def test_factors_multiply_to_the_damped_metric() -> None:
 def test_tables_spend_bits_where_text_does() -> None:
     rows, n = 200, 32
     w, use = weights(rows, n), torch.logspace(0, -4, rows, dtype=torch.float64)
-    own = TableMetric.of([(use, metric(n, 1)), (use / 2, metric(n, 2))])
-    noise = row_noise(w)
+    w[:, 5] *= 6
+    own = TableMetric.of(w, [(use, metric(n, 1)), (use / 2, metric(n, 2))])
+    scaled = own.scaled(w)
+    noise = row_noise(scaled, own.inputs)
     price = 0.1 * float((own.weight * noise[3]).mean())
     bits = dealt(own, noise, price)
     groups = groups_of(bits)
@@ -174,17 +176,17 @@ def test_tables_spend_bits_where_text_does() -> None:
     again = dealt_as(own, noise, groups)
     assert groups_of(again) == groups
     assert bits[:20].float().mean() > bits[-20:].float().mean() + 1
-    made = round_table(w, own, again)
+    made = round_table(scaled, own, again)
     assert torch.equal(torch.cat([where for where, _ in made.values()]).sort().values, torch.arange(rows))
 
     def loss(found: dict) -> float:
         total = 0.0
         for where, part in found.values():
-            e = (w[where] - part.matrix()).double()
+            e = (w[where] - part.matrix() * own.columns.float()).double()
             both = use[where] * ((e @ metric(n, 1)) * e).sum(1) + use[where] / 2 * ((e @ metric(n, 2)) * e).sum(1)
             total += 0.5 * float(both.sum())
         return total
 
     size = sum(width * count for width, count in groups)
-    even = round_table(w, own, torch.full((rows,), -(-size // rows)))
+    even = round_table(scaled, own, torch.full((rows,), -(-size // rows)))
     assert loss(made) < 0.7 * loss(even)

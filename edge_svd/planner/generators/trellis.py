@@ -57,11 +57,12 @@ def table_metric(context: SiteContext) -> TableMetric:
     if "head" in context.roles:
         smooth = variance + ANY * float(variance.mean())
         parts.append((smooth, context.statistics.head_metric(context.site.shape[1])))
-    return TableMetric.of(parts)
+    return TableMetric.of(context.weight, parts)
 
 
 def _tables(context: SiteContext) -> list[Candidate]:
-    metric, noise = table_metric(context), row_noise(context.weight)
+    metric = table_metric(context)
+    noise = row_noise(metric.scaled(context.weight), metric.inputs)
     # From the price at which nearly every row takes most bits to that at which nearly every row takes fewest.
     gains = 0.5 * metric.weight * (noise[1] - noise[2])
     fine = 0.5 * metric.weight * (noise[5] - noise[6])
