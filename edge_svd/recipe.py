@@ -177,7 +177,7 @@ def _table(content: bytes, file: str) -> tuple[str, dict[str, Any]]:
 def _wrong(key: str, value: Any) -> str | None:
     """What the value should have been, or None if it is that."""
     kind = _KINDS[key]
-    if not isinstance(value, kind.types) or isinstance(value, bool):
+    if type(value) not in kind.types:  # a bool is an int to isinstance
         return kind.words
     if isinstance(value, str) and not (value.strip() and value.isprintable()):
         return "one line of text"
