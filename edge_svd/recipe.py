@@ -162,8 +162,8 @@ def _table(content: bytes, file: str) -> tuple[str, dict[str, Any]]:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise InputError(f"{file}:{line}: not valid TOML: a byte that is not UTF-8; save the file as UTF-8.") from None
+        at = content[: error.start].count(b"\n") + 1
+        raise InputError(f"{file}:{at}: not valid TOML: a byte that is not UTF-8; save the file as UTF-8.") from None
     try:
         return text, tomllib.loads(text)
     except ValueError as error:  # TOMLDecodeError, and what Python says to a number of thousands of digits
