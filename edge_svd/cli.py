@@ -275,7 +275,9 @@ def front(
     candidates: Candidates = None,
     context: Context = None,
     seed: Seed = 0,
-    force: Force = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure every point again; replace the front of another model.")
+    ] = False,
     threads: Threads = 2,
     json: Json = False,
 ) -> None:

@@ -97,7 +97,10 @@ class Workshop:
         text: CalibrationText,
         evaluation: Evaluation | None,
         threads: int,
+        again: bool = False,
     ) -> None:
+        """`again`: take no notice of what earlier runs finished."""
+        self.again = again
         self.folder, self.opened, self.statistics, self.text = folder, opened, statistics, text
         self.evaluation, self.threads = evaluation, threads
         machine = describe()
@@ -117,7 +120,7 @@ class Workshop:
         name = f"bundles/{target.label}"
         inputs = {"plan": hashlib.sha256(plan.to_bytes()).hexdigest(), "calibration": self.text.source_digest}
         file = self._file(inputs)
-        kept = _kept(file, "measured", "proof")
+        kept = self._kept(file, "measured", "proof")
         if kept is None:
             done = carry_out(self.opened, self.statistics, self.text, plan, self.folder / name, self.threads)
             kept = {"measured": dict(done.measured), "proof": dict(done.proof.__dict__)}
@@ -137,7 +140,7 @@ class Workshop:
         if self.evaluation is None:
             return None
         file = self._file({"dense": self.opened.digest, "tokenizer": self.opened.tokenizer_digest})
-        kept = _kept(file, "dense")
+        kept = self._kept(file, "dense")
         if kept is None:
             chosen = self.evaluation
             ids = self.opened.tokenizer(chosen.content, add_special_tokens=False, verbose=False).input_ids
@@ -172,12 +175,11 @@ class Workshop:
         key = hashlib.sha256(canonical_json(self.surroundings | dict(inputs))).hexdigest()
         return self.folder / "points" / f"{key[:24]}.json"
 
-
-def _kept(file: Path, *parts: str) -> dict[str, Any] | None:
-    """What an earlier run finished; None where it did not, or where the file no longer holds these objects."""
-    try:
-        found = read_json(file, "finished point")
-    except InputError:
-        return None
-    whole = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
-    return found if whole else None
+    def _kept(self, file: Path, *parts: str) -> dict[str, Any] | None:
+        """What an earlier run finished; None where it did not, or where the file no longer holds these objects."""
+        try:
+            found = None if self.again else read_json(file, "finished point")
+        except InputError:
+            return None
+        whole = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in parts)
+        return found if whole else None

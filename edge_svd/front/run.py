@@ -77,7 +77,8 @@ def front(
     """Plan every target, price every technique alone at the same targets, and carry out and measure every plan.
 
     `targets` are of one kind. With `out`, front.json and index.html there are rewritten after every point, so that an
-    interrupted run leaves what it has finished, and the next one continues behind it.
+    interrupted run leaves what it has finished, and the next one continues behind it. `force` measures every point
+    again, and replaces the front of another model.
 
     Raises:
         InputError: bad model, options, text or output folder; `measure` without `out`; `text` without `measure`.
@@ -114,7 +115,7 @@ def front(
     if not measure or out is None:
         return made(None)
     result = made(None)
-    workshop = Workshop(out, opened, statistics, calibration_text, evaluation, threads)
+    workshop = Workshop(out, opened, statistics, calibration_text, evaluation, threads, again=force)
     dense = workshop.dense()
     for number, point in enumerate(points):
         if point.plan is not None:

@@ -18,7 +18,8 @@ ACROSS = 32
 
 @dataclass(frozen=True)
 class Cell:
-    """One matrix of a plan; `bits` per weight, `loss` predicted in nats per token."""
+    """One matrix of a plan; `family` as `--candidates` calls it, `kind` in full, `bits` per weight, `loss` predicted in
+    nats per token."""
 
     name: str
     type: str
@@ -54,7 +55,7 @@ def cells(matrices: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> lis
                 matrix["layer"],
                 (rows, columns),
                 fmt.family,
-                fmt.kind,
+                _kind(entry),
                 fmt.rank,
                 8 * entry["bytes"] / (rows * columns),
                 entry["bytes"],
@@ -62,6 +63,12 @@ def cells(matrices: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> lis
             )
         )
     return found
+
+
+def _kind(entry: Mapping[str, Any]) -> str:
+    """The kind of a format with whatever distinguishes two of a kind besides their ranks: `block, bits 4`."""
+    known = ("kind", "k8", "k16", "bytes", "loss")
+    return ", ".join([entry["kind"], *(f"{key} {value}" for key, value in sorted(entry.items()) if key not in known)])
 
 
 def letters(families: Sequence[str]) -> dict[str, str]:

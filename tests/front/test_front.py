@@ -137,13 +137,31 @@ def test_an_interrupted_front_goes_on_where_it_stopped(
     assert whole[0] == half[0] and whole[1]["measured"]
 
 
+def test_force_measures_again(
+    tiny_model: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, built = points.carry_out, []
+
+    def counted(*arguments: Any) -> Any:
+        built.append(arguments[4].name)
+        return real(*arguments)
+
+    monkeypatch.setattr(points, "carry_out", counted)
+    for force, expected in (((), 1), ((), 1), (("--force",), 2)):
+        made = front(
+            tiny_model, tiny_text_file, "-o", tmp_path / "front", "--candidates", "int8", *force, sizes="190kB"
+        )
+        assert made.code == 0 and built == ["190kB"] * expected
+
+
 def test_a_damaged_record_is_measured_again(tiny_model: Path, tiny_text_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "front"
-    assert front(tiny_model, tiny_text_file, "-o", folder, sizes="190kB").code == 0
+    alone = ("-o", folder, "--candidates", "int8")
+    assert front(tiny_model, tiny_text_file, *alone, sizes="190kB").code == 0
     for number, content in enumerate(("", "[]", '{"measured": 3}')):
         (kept,) = (folder / "points").iterdir()
         kept.write_text(content)
-        row = front(tiny_model, tiny_text_file, "-o", folder, "--json", sizes="190kB").json["rows"][0]
+        row = front(tiny_model, tiny_text_file, *alone, "--json", sizes="190kB").json["rows"][0]
         assert row["measured"]["kl"] > 0, number
 
 
