@@ -102,6 +102,8 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(SUFFIX):
         path = Path(name)
         try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise InputError(f"Cannot read the recipe {name}: it is not a file.")
             with path.open("rb") as handle:
                 content = handle.read(LARGEST_FILE + 1)
         except (OSError, ValueError) as error:
@@ -135,8 +137,9 @@ def parse_recipe(content: bytes, name: str, file: str) -> Recipe:
     for key, value in table.items():
         if key not in _KINDS:
             near = difflib.get_close_matches(key, _KINDS, 1, 0.5)
-            advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(_KINDS)}."
-            refuse(key, f"unknown key {_shown(key)}; {advice}")
+            guess = f" (did you mean {near[0]!r}?); rename it or remove that line." if near else ""
+            known = f"; known keys: {', '.join(_KINDS)}."
+            refuse(key, f"unknown key {_shown(key)}{guess or known}")
         wrong = _wrong(key, value)
         if wrong:
             refuse(key, f"the key {key!r} must be {wrong}, not {_shown(value)}; for instance {_example(key)}.")

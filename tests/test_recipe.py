@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
 
 import pytest
+from command_line import edge_svd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,6 +113,34 @@ def test_recipes_are_listed_in_one_line_each() -> None:
     assert all(len(line) <= 120 for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "unnameable"])
+def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path = tmp_path / ("x" * 300 + ".toml")
+    with pytest.raises(InputError, match="Cannot read the recipe"):
+        load_recipe(str(path))
+
+
+def test_a_recipe_is_fitted(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path) -> None:
+    """By the command line: what the recipe says, and where it is wrong one sentence that points there."""
+    recipe = tmp_path / "tiny.toml"
+    lines = ['summary = "tiny"', f"model = {json.dumps(str(tiny_model))}", 'size = "190kB"', 'candidates = "int8,fp16"']
+    lines += [f"calibration = {json.dumps(str(tiny_text_file))}", "calibration_windows = 8", "calibration_window = 64"]
+    recipe.write_text("\n".join(lines))
+    made = edge_svd("fit", "--recipe", recipe, "-o", tmp_path / "out", "--json").json
+    assert made["measured"]["file_bytes"] <= 190_000 == made["plan"]["target_bytes"]
+    assert made["plan"]["candidates"] == ["int8", "int16"]
+    assert {site["kind"] for site in made["plan"]["sites"].values()} <= {"int8", "int16"}
+    recipe.write_text("\n".join([*lines, 'metod = "svd"']))
+    refused = edge_svd("fit", "--recipe", recipe, "-o", tmp_path / "more").refused(2, "did you mean 'method'?")
+    assert f"{recipe}:8: " in refused
+
+
 POINTED = b"""# a comment
 summary = "s"
 model = "m"
@@ -126,8 +156,8 @@ size = "64MB"
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ('sise = "1MB"', "r.toml:10: unknown key 'sise'; did you mean 'size'?"),
-        ("calibration_window_tokens = 3", "r.toml:10: unknown key 'calibration_window_tokens'; did you mean 'calibra"),
+        ('sise = "1MB"', "r.toml:10: unknown key 'sise' (did you mean 'size'?); rename it or remove that line."),
+        ("calibration_window_tokens = 3", "r.toml:10: unknown key 'calibration_window_tokens' (did you mean 'calibra"),
         ("qqq = 3", "r.toml:10: unknown key 'qqq'; known keys: summary, model, size"),
         (
             "context = '512'",
