@@ -133,7 +133,7 @@ def test_a_recipe_is_fitted(tiny_model: Path, tiny_text_file: Path, cache: Path,
     lines += [f"calibration = {json.dumps(str(tiny_text_file))}", "calibration_windows = 8", "calibration_window = 64"]
     recipe.write_text("\n".join(lines))
     made = edge_svd("fit", "--recipe", recipe, "-o", tmp_path / "out", "--json").json
-    assert made["measured"]["file_bytes"] <= 190_000 == made["plan"]["target_bytes"]
+    assert made["measured"]["file_bytes"] <= 190_000
     assert made["plan"]["candidates"] == ["int8", "int16"]
     assert {site["kind"] for site in made["plan"]["sites"].values()} <= {"int8", "int16"}
     recipe.write_text("\n".join([*lines, 'metod = "svd"']))

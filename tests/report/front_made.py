@@ -37,7 +37,6 @@ def plan(layers: int, target: int, kl: float) -> dict[str, Any]:
     return {
         "method": "io-svd",
         "allocation": "second-order",
-        "target_bytes": target,
         "predicted": {"file_bytes": target - 1, "kl": kl},
         "solver": {"bound": kl, "gap": 0.0001},
         "sites": sites,
