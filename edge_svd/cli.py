@@ -255,6 +255,56 @@ def evaluate(
 
 
 @app.command()
+def front(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
+    sizes: Annotated[str, typer.Option("--sizes", help="Sizes of the bundles, e.g. 145MB,115MB,90MB.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for front.json, the page and the bundles.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Build, prove and measure every point.")
+    ] = True,
+    text: Annotated[Path | None, typer.Option("--text", help="Text to measure perplexity on as well.")] = None,
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens a window of --text.")] = 512,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows, from the start of --text.")] = 64,
+    calibration: Sources = None,
+    calibration_windows: Windows = 128,
+    calibration_window: Window = 512,
+    method: Method = "io-svd",
+    allocation: Allocation = "second-order",
+    candidates: Candidates = None,
+    context: Context = None,
+    seed: Seed = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Measure every point again; replace the front of another model.")
+    ] = False,
+    threads: Threads = 2,
+    json: Json = False,
+) -> None:
+    """The size/quality/speed front of a model in one run: table, front.json and a page, resumable."""
+    workstation()
+    from edge_svd.front.run import front as run_front
+    from edge_svd.front.targets import size_targets
+    from edge_svd.report.front_table import front_table
+    from edge_svd.steps import Calibration, Planning
+
+    result = run_front(
+        model,
+        size_targets(sizes),
+        Calibration(tuple(calibration or ("self",)), calibration_windows, calibration_window, seed),
+        Planning(method, allocation, candidates, context, seed),
+        out=out,
+        measure=measure,
+        text=text,
+        window=window,
+        windows=windows,
+        force=force,
+        threads=threads,
+    ).to_json()
+    Output(json).result(result, lambda: front_table(result, out))
+
+
+@app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or the question with --chat.")],

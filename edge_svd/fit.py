@@ -11,6 +11,7 @@ import numpy as np
 
 from edge_svd.allocate import allocation
 from edge_svd.calibrate.run import split
+from edge_svd.calibrate.statistics import Statistics
 from edge_svd.calibrate.text import CalibrationText
 from edge_svd.checkpoint import MANIFEST, Checkpoint
 from edge_svd.compress import compress
@@ -88,6 +89,13 @@ def fit(
     statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
     prices = run_survey(opened, statistics, planning)
     plan = run_plan(opened, statistics, prices, planning, target_bytes)
+    return carry_out(opened, statistics, text, plan, out, threads)
+
+
+def carry_out(
+    opened: OpenedModel, statistics: Statistics, text: CalibrationText, plan: Plan, out: Path, threads: int
+) -> FitResult:
+    """Compress, export, prove and measure what a plan says; errors as `fit`, whose second half this is."""
     partial = out.with_name(out.name + ".partial")
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"

@@ -10,6 +10,7 @@ from typing import Any
 from edge_svd.errors import InputError
 from edge_svd.files import parse_size
 from edge_svd.recipe import load_recipe
+from edge_svd.recipe_check import check_recipe
 from edge_svd.steps import Calibration, Planning
 
 
@@ -29,6 +30,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
     options = {key: value for key, value in given.items() if value is not None}
     if recipe is not None:
         loaded = load_recipe(recipe)
+        check_recipe(loaded, given)
         options = {"model": loaded.model, **loaded.options(), **options}
     for key, how in (("model", "name a MODEL"), ("size", "give --size, or a --recipe that has one")):
         if key not in options:

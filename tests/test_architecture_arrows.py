@@ -110,7 +110,7 @@ def test_export_uses_the_checkpoint_format_and_the_bundle_schema(module: str) ->
 
 
 WALK = ["calibrate", "decompose", "quantize", "allocate", "planner", "compress"]
-BEHIND = ("edge_svd.export", "edge_svd.cli", "edge_svd.evaluate", "edge_svd.report", "edge_svd.fit")
+BEHIND = ("edge_svd.export", "edge_svd.cli", "edge_svd.evaluate", "edge_svd.report", "edge_svd.fit", "edge_svd.front")
 
 
 @pytest.mark.parametrize("module", [m for room in WALK for m in modules_of(f"edge_svd.{room}")])
@@ -119,6 +119,13 @@ def test_no_room_of_the_walk_knows_what_comes_behind_it(module: str) -> None:
     later = {"calibrate": WALK[1:], "decompose": WALK[2:], "quantize": WALK[3:]}.get(room, ["compress"])
     behind = [f"edge_svd.{name}" for name in later if name != room]
     assert {name for name in ours(module) if within(name, *BEHIND, *behind)} == set()
+
+
+@pytest.mark.parametrize("module", [m for m in modules_of("edge_svd.report") if "front" in m.rsplit(".", 1)[1]])
+def test_the_page_is_made_from_data_alone(module: str) -> None:
+    """A front.json is all that the page needs: neither torch nor the code that made it."""
+    assert {name for name in ours(module) if within(name, "edge_svd.front")} == set()
+    assert third_party(module) <= {"jinja2", "markupsafe", "rich"}
 
 
 def test_no_cycles_between_modules() -> None:

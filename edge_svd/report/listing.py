@@ -39,5 +39,6 @@ def recipe_list() -> dict[str, Any]:
 
 
 def recipe_text(found: dict[str, Any]) -> str:
-    """The same for a person."""
-    return "\n".join(f"{row['name']:<24}{row['summary']}" for row in found["recipes"])
+    """The same for a person, one line each."""
+    width = max((len(row["name"]) for row in found["recipes"]), default=0)
+    return "\n".join(f"{row['name']:<{width}}  {row['summary']}" for row in found["recipes"])
