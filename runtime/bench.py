@@ -16,7 +16,7 @@ from edge_svd.runtime.session import DEFAULT_CHUNK, DEFAULT_CONTEXT
 
 _START = (
     "import os, runpy, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
-    "runpy.run_module('edge_svd.runtime.bench_worker', run_name='__main__')"
+    "runpy.run_module('edge_svd.runtime.' + sys.argv.pop(1), run_name='__main__')"
 )
 
 
@@ -70,8 +70,16 @@ def bench(
         "spinning": spinning,
         "arena": arena,
     }
+    return fresh_process("bench_worker", request)
+
+
+def fresh_process(worker: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a worker module of this package prints for a request, in a Python process of its own.
+
+    Raises the error that the worker reports, Failure if it dies.
+    """
     # The new process finds modules where this one does: the current folder may hold another copy of the package.
-    command = [sys.executable, "-P", "-c", _START, os.pathsep.join(sys.path), json.dumps(request)]
+    command = [sys.executable, "-P", "-c", _START, os.pathsep.join(sys.path), worker, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
