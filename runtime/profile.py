@@ -88,6 +88,27 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     )
 
 
+def write_profile(bundle: Path | str, out: Path, *, threads: int = 2) -> None:
+    """Measure this device and write its profile; InputError unless `out` ends in .toml and is new or a profile."""
+    if out.suffix != ".toml":
+        raise InputError(f"A device profile is a .toml file; {out} is not one.")
+    if out.is_dir() or (out.exists() and b"[memory]" not in out.read_bytes()):
+        raise InputError(f"{out} exists and is not a device profile; choose another file.")
+    text = measure_profile(bundle, threads=threads)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, out)
+    except OSError as error:
+        raise Failure(f"Writing {out} failed: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _chain(bits: int, block: int, shape: tuple[int, int], threads: int) -> dict[str, Any]:
     weights = shape[0] * shape[1]
     pairs = max(2, round(CHAIN_BYTES / (2 * weights * bits / 8)))
