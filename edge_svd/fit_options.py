@@ -34,6 +34,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
         options = {"model": loaded.model, **loaded.options(), **options}
     if "model" not in options:
         raise InputError("`fit` needs to know the model: name a MODEL.")
+    targets = targets_of(options)
     if out is None:
         raise InputError("`fit` needs to know where to write the bundle: give -o OUT.")
     calibration, planning = Calibration(), Planning()
@@ -43,7 +44,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
     return FitOptions(
         model=options["model"],
         out=out,
-        targets=targets_of(options),
+        targets=targets,
         calibration=Calibration(
             tuple(options.get("calibration", calibration.sources)),
             options.get("calibration_windows", calibration.windows),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import onnxruntime
 import torch
 
 from edge_svd.allocate import allocation
@@ -28,9 +29,11 @@ from edge_svd.planner.draft import SizeOf, sized
 from edge_svd.planner.make import make_plan
 from edge_svd.planner.memory import Load
 from edge_svd.planner.plan import Plan
+from edge_svd.planner.products import graph_block, products
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.progress import step
+from edge_svd.runtime.kernel_support import kernel_works
 from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import TOKENIZER_NAME
 from edge_svd.runtime.session import DEFAULT_CHUNK
@@ -140,7 +143,9 @@ def run_plan(
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
     setting = setting_of(opened, options)
     size_of = _size_of(opened, setting.load.context)
-    return make_plan(prices, source, targets=targets, setting=setting, seed=options.seed, size_of=size_of)
+    plan = make_plan(prices, source, targets=targets, setting=setting, seed=options.seed, size_of=size_of)
+    check_kernels(opened, plan)
+    return plan
 
 
 def setting_of(opened: OpenedModel, options: Planning) -> Setting:
@@ -154,6 +159,7 @@ def setting_of(opened: OpenedModel, options: Planning) -> Setting:
 def check_plan(opened: OpenedModel, plan: Plan) -> None:
     """InputError unless a plan, which a person may have edited, is of this model and adds up to the byte."""
     plan.check(opened.sites)
+    check_kernels(opened, plan)
     if plan.source.get("digest") != opened.digest:
         raise InputError(f"The plan was made for another model than {opened.name}; plan this model again.")
     exact = sized(plan, _size_of(opened, context_length(opened.architecture, plan.context))).file_bytes
@@ -162,6 +168,19 @@ def check_plan(opened: OpenedModel, plan: Plan) -> None:
             f"The plan promises a bundle of {plan.file_bytes} bytes, but what it chooses makes {exact}; "
             "write that number into predicted.file_bytes, or plan again."
         )
+
+
+def check_kernels(opened: OpenedModel, plan: Plan) -> None:
+    """InputError if the plan needs a kernel that the installed onnxruntime lacks."""
+    largest = graph_block(plan.formats.values())
+    for site in opened.sites:
+        for product in () if site.tied_to else products(site.shape, plan.formats[site.name], largest):
+            if not kernel_works(product.bits, product.block):
+                raise InputError(
+                    f"The plan keeps {site.name} in {product.bits} bits in blocks of {product.block}, for which the "
+                    f"installed onnxruntime {onnxruntime.__version__} has no working kernel; upgrade onnxruntime, or "
+                    "leave that kind out of --candidates."
+                )
 
 
 def _size_of(opened: OpenedModel, context: int) -> SizeOf:

@@ -16,7 +16,7 @@ from edge_svd.planner.several import solve_several
 
 ROUNDS = 8
 CLOSE = 2e-4
-"""A plan whose binding limit is this close is not worth another round."""
+"""A plan this close below all its targets is not worth another round."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +90,28 @@ def _best(draft: Draft, field: _Field, scores: Sequence[Sequence[float]] | None 
     start = field.limits[0].least()
     plan = draft.plan(draft.fixed(field.whole(start)))
     budgets = [limit.of(start) + limit.target - limit.value(plan) for limit in field.limits]
+    broken = [2**62] * len(budgets)  # the least budgets whose plans turned out not to fit
     best: tuple[float, Plan] | None = None
     for _ in range(ROUNDS):
         solution = solve_several([limit.costs for limit in field.limits], wanted, budgets)
         if solution is None:
-            # What was left over at the start was too little here: let every limit have its own cheapest plan's.
             break
         plan = draft.plan(replace(solution, choice=tuple(field.whole(solution.choice))))
         spent = [limit.of(solution.choice) for limit in field.limits]
         spare = [limit.target - limit.value(plan) for limit in field.limits]
         if min(spare) >= 0 and (best is None or solution.score < best[0]):
             best = solution.score, plan
-        binding = [budget - used < CLOSE * budget for budget, used in zip(budgets, spent, strict=True)]
+        for index, left in enumerate(spare):
+            if left < 0:
+                broken[index] = min(broken[index], budgets[index])
         changed = [
-            used + left if left < 0 or (bound and left > CLOSE * limit.target) else budget
-            for used, left, bound, budget, limit in zip(spent, spare, binding, budgets, field.limits, strict=True)
+            guess if guess < bad else (max(budget, used) + bad) // 2
+            for guess, bad, budget, used in zip(
+                (used + left for used, left in zip(spent, spare, strict=True)), broken, budgets, spent, strict=True
+            )
         ]
+        if all(0 <= left <= CLOSE * limit.target for left, limit in zip(spare, field.limits, strict=True)):
+            break
         if changed == budgets:
             break
         budgets = changed
