@@ -63,8 +63,12 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "missing matrix": (lambda plan: plan["sites"].pop(NAME), NAME),
     "extra matrix": (lambda plan: plan["sites"].update(x=plan["sites"][NAME]), "matrix x"),
     "size": (lambda plan: plan["predicted"].update(file_bytes=1), "makes"),
+    "peak": (lambda plan: plan["predicted"].update(peak_rss_bytes=1), "add up"),
+    "memory part": (lambda plan: plan["predicted"]["memory"].pop("KV cache"), "KV cache"),
+    "no target": (lambda plan: plan["targets"].update(file_bytes=None), "budget"),
+    "target": (lambda plan: plan["targets"].update(decode_tokens_per_s=-1.0), "positive"),
     "context": (lambda plan: plan.update(context=100_000), "256"),
-    "version": (lambda plan: plan.update(format=9), "version 1"),
+    "version": (lambda plan: plan.update(format=9), "version 2"),
     "not a number": (lambda plan: plan["predicted"].update(kl="NaN"), "NaN"),
     "no table": (lambda plan: plan.update(sites=[]), "misstates"),
 }
