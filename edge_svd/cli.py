@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,17 @@ Candidates = Annotated[str | None, typer.Option("--candidates", help="Limit the 
 Context = Annotated[
     int | None, typer.Option("--context", min=2, help="KV-cache positions. Default: min(2048, the model's).")
 ]
+Ram = Annotated[
+    str | None, typer.Option("--ram", help="Largest peak of resident memory, with the context full: 300MB.")
+]
+Chunk = Annotated[int | None, typer.Option("--prompt-chunk", min=1, help="Prompt tokens a pass (128).")]
+MinDecode = Annotated[
+    float | None, typer.Option("--min-decode-tps", help="Least decoding speed on the device, tokens a second.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="Device profile, by name or as FILE.toml; see `edge-svd devices`."),
+]
 
 
 def _version(value: bool) -> None:
@@ -67,6 +79,10 @@ def fit(
     size: Annotated[
         str | None, typer.Option("--size", help="Largest size of the bundle: 64MB, 64MiB, 0.5GB or bytes.")
     ] = None,
+    ram: Ram = None,
+    prompt_chunk: Chunk = None,
+    min_decode_tps: MinDecode = None,
+    device: Device = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Named options; see `edge-svd recipes`.")] = None,
     calibration: Sources = None,
     calibration_windows: Annotated[
@@ -86,13 +102,17 @@ def fit(
     threads: Threads = 2,
     json: Json = False,
 ) -> None:
-    """Calibrate, plan, compress, export and prove: a model and a byte budget in, a running bundle out."""
+    """Calibrate, plan, compress, export and prove: a model and budgets in, a running bundle out."""
     workstation()
     from edge_svd.fit_options import resolve
 
     given = {
         "model": model,
         "size": size,
+        "ram": ram,
+        "prompt_chunk": prompt_chunk,
+        "min_decode_tps": min_decode_tps,
+        "device": device,
         "calibration": tuple(calibration) if calibration else None,
         "calibration_windows": calibration_windows,
         "calibration_window": calibration_window,
@@ -108,7 +128,7 @@ def fit(
     result = run_fit(
         options.model,
         options.out,
-        options.target_bytes,
+        options.targets,
         options.calibration,
         options.planning,
         force=force,
@@ -144,8 +164,12 @@ def calibrate(
 def plan(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
     stats: Annotated[Path, typer.Option("--stats", help="Statistics folder of `edge-svd calibrate`.")],
-    size: Annotated[str, typer.Option("--size", help="Largest size of the bundle.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The plan file to write.")],
+    size: Annotated[str | None, typer.Option("--size", help="Largest size of the bundle.")] = None,
+    ram: Ram = None,
+    prompt_chunk: Chunk = None,
+    min_decode_tps: MinDecode = None,
+    device: Device = None,
     method: Method = "io-svd",
     allocation: Allocation = "second-order",
     candidates: Candidates = None,
@@ -153,22 +177,24 @@ def plan(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Choose a format for every matrix so that the bundle meets a size."""
+    """Choose a format for every matrix so that the bundle meets its targets: size, memory, speed."""
     workstation()
     from edge_svd.calibrate.statistics import Statistics
-    from edge_svd.files import atomic_write, parse_size
+    from edge_svd.files import atomic_write
+    from edge_svd.fit_options import targets_of
     from edge_svd.models import open_model
     from edge_svd.planner.plan import refuse_foreign
     from edge_svd.report.plan_table import plan_table
     from edge_svd.steps import Planning, run_plan, run_survey
 
+    targets = targets_of({"size": size, "ram": ram, "min_decode_tps": min_decode_tps, "device": device})
     options = Planning(method, allocation, candidates, context, seed)
-    target = parse_size(size)
+    options = replace(options, prompt_chunk=prompt_chunk or options.prompt_chunk, device=device or options.device)
     refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()
     opened = open_model(model)
-    made = run_plan(opened, statistics, run_survey(opened, statistics, options), options, target)
+    made = run_plan(opened, statistics, run_survey(opened, statistics, options), options, targets)
     atomic_write(out, made.to_bytes())
     Output(json).result({"path": str(out), "plan": made.to_json()}, lambda: plan_table(made.to_json()))
 
@@ -362,14 +388,31 @@ def bench(
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1)] = 128,
     threads: Threads = 2,
     context: Context = None,
+    prompt_chunk: Chunk = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", help="Measure this device instead, and write its profile here.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Prefill and decode speed, load time and peak memory, in a fresh process."""
+    """Prefill and decode speed, load time and peak memory, in a fresh process; or a profile of this device."""
+    if profile is not None:
+        from edge_svd.runtime.profile import write_profile
+
+        write_profile(bundle, profile, threads=threads)
+        return Output(json).result({"profile": str(profile)}, lambda: f"{profile}: use it with --device {profile}")
     from edge_svd.report.figures import bench_lines
     from edge_svd.runtime.bench import bench as run_bench
+    from edge_svd.runtime.session import DEFAULT_CHUNK
 
-    result = run_bench(bundle, prompt_tokens=prompt_tokens, new_tokens=new_tokens, threads=threads, context=context)
-    Output(json).result(result, lambda: bench_lines(result))
+    result = run_bench(
+        bundle,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        threads=threads,
+        context=context,
+        chunk=prompt_chunk or DEFAULT_CHUNK,
+    )
+    return Output(json).result(result, lambda: bench_lines(result))
 
 
 @app.command()
@@ -402,6 +445,15 @@ def methods(json: Json = False) -> None:
 
     found = method_list()
     Output(json).result(found, lambda: method_text(found))
+
+
+@app.command()
+def devices(json: Json = False) -> None:
+    """Device profiles that come with the package: memory, bandwidth, and whether anything was measured there."""
+    from edge_svd.report.device_list import device_list, device_text
+
+    found = device_list()
+    Output(json).result(found, lambda: device_text(found))
 
 
 @app.command()

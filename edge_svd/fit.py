@@ -1,4 +1,4 @@
-"""`fit`: a model and a byte budget in, a running, proven bundle out."""
+"""`fit`: a model and budgets in, a running, proven bundle out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.calibrate.text import CalibrationText
 from edge_svd.checkpoint import MANIFEST, Checkpoint
 from edge_svd.compress import compress
+from edge_svd.devices import DEFAULT
 from edge_svd.errors import Failure
 from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export.bundle import export_bundle, refuse_foreign
@@ -23,6 +24,7 @@ from edge_svd.export.prove import Proof, prove
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
+from edge_svd.planner.targets import SPEED_CONTEXT, Targets
 from edge_svd.progress import step
 from edge_svd.runtime.bench import bench
 from edge_svd.runtime.bundle import open_bundle
@@ -48,17 +50,32 @@ class FitResult:
     measured: dict[str, Any]
     proof: Proof
 
+    @property
+    def targets_met(self) -> dict[str, bool | None]:
+        """Whether the measurements keep to the targets, by field; None where nothing was asked or can be told here:
+        memory off Linux, and the speed of another device than this machine."""
+        targets, measured = self.plan.targets, self.measured
+        size, peak, speed = targets.file_bytes, targets.peak_rss_bytes, targets.decode_tokens_per_s
+        found = measured["peak_rss_bytes"]
+        here = self.plan.device == DEFAULT
+        return {
+            "file_bytes": None if size is None else measured["file_bytes"] <= size,
+            "peak_rss_bytes": None if peak is None or found is None else found <= peak,
+            "decode_tokens_per_s": None if speed is None or not here else measured["decode_tokens_per_s"] >= speed,
+        }
+
     def to_json(self) -> dict[str, Any]:
         predicted = {
             "file_bytes": self.plan.file_bytes,
-            "peak_rss_bytes": None,
+            "peak_rss_bytes": self.plan.peak_rss_bytes,
             "kl": self.plan.kl,
-            "decode_tokens_per_s": None,
+            "decode_tokens_per_s": self.plan.decode_tokens_per_s,
         }
         return {
             "bundle": str(self.bundle),
             "predicted": predicted,
             "measured": self.measured,
+            "targets_met": self.targets_met,
             "proof": self.proof.__dict__,
             "plan": self.plan.to_json(),
         }
@@ -67,7 +84,7 @@ class FitResult:
 def fit(
     model: str,
     out: Path,
-    target_bytes: int,
+    targets: Targets | int,
     calibration: Calibration = CALIBRATION,
     planning: Planning = PLANNING,
     *,
@@ -76,10 +93,11 @@ def fit(
 ) -> FitResult:
     """Calibrate, plan, compress, export, prove and measure; `out` appears only when all of it has succeeded.
 
-    Partial work lies in `OUT.partial/` and is continued by the next call with the same inputs.
+    `targets` may be a number: a size in bytes. Partial work lies in `OUT.partial/` and is continued by the next call
+    with the same inputs.
 
     Raises:
-        InputError: bad model, options, calibration text or output folder. BudgetError: the size cannot be reached.
+        InputError: bad model, options, calibration text or output folder. BudgetError: the targets cannot be met.
         Failure: the exported bundle does not compute what the checkpoint computes, NaN or Inf anywhere, disk full.
     """
     planning.check()
@@ -88,7 +106,7 @@ def fit(
     context_length(opened.architecture, planning.context)
     statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
     prices = run_survey(opened, statistics, planning)
-    plan = run_plan(opened, statistics, prices, planning, target_bytes)
+    plan = run_plan(opened, statistics, prices, planning, targets)
     return carry_out(opened, statistics, text, plan, out, threads)
 
 
@@ -111,7 +129,7 @@ def carry_out(
             progress=lambda _, share: tick(int(100 * share), 100),
         )
     proof = prove_bundle(checkpoint, exported, text, plan.kl, threads)
-    measured = measure(opened, exported, text, proof, threads)
+    measured = measure(opened, exported, text, proof, threads, plan)
     if measured["file_bytes"] != plan.file_bytes:
         raise Failure(
             f"The bundle has {measured['file_bytes']} bytes where the plan promised {plan.file_bytes}; "
@@ -144,7 +162,9 @@ def prove_bundle(checkpoint: Path, bundle: Path, text: CalibrationText, predicte
     return proof
 
 
-def measure(opened: OpenedModel, bundle: Path, text: CalibrationText, proof: Proof, threads: int) -> dict[str, Any]:
+def measure(
+    opened: OpenedModel, bundle: Path, text: CalibrationText, proof: Proof, threads: int, plan: Plan
+) -> dict[str, Any]:
     """Size, KL to the dense model on windows that made no metric, speed and memory; written into the bundle."""
     _, held = split(len(text.ids))
     rows = text.ids[held[:MEASURED_WINDOWS]]
@@ -160,9 +180,9 @@ def measure(opened: OpenedModel, bundle: Path, text: CalibrationText, proof: Pro
             progress=lambda done: tick(done, len(rows)),
         )
     with step("Measuring speed and memory"):
-        context = opened_bundle.manifest.model.max_context
-        prompt, new = min(512, context // 2), min(64, context // 2)
-        speed = bench(bundle, prompt_tokens=prompt, new_tokens=new, threads=threads)
+        prompt, new = min(SPEED_CONTEXT, plan.context // 2), min(64, plan.context // 2)
+        chunk = plan.prompt_chunk
+        speed = bench(bundle, prompt_tokens=prompt, new_tokens=new, threads=threads, capacity=plan.context, chunk=chunk)
     measured = {
         "file_bytes": speed["file_bytes"],
         "peak_rss_bytes": speed["peak_rss_bytes"],

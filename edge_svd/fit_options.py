@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_svd.devices import load_profile
 from edge_svd.errors import InputError
-from edge_svd.files import parse_size
+from edge_svd.files import format_size, parse_size
+from edge_svd.planner.targets import Targets
 from edge_svd.recipe import load_recipe
 from edge_svd.recipe_check import check_recipe
 from edge_svd.steps import Calibration, Planning
@@ -20,7 +22,7 @@ class FitOptions:
 
     model: str
     out: Path
-    target_bytes: int
+    targets: Targets
     calibration: Calibration
     planning: Planning
 
@@ -32,12 +34,10 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
         loaded = load_recipe(recipe)
         check_recipe(loaded, given)
         options = {"model": loaded.model, **loaded.options(), **options}
-    for key, how in (("model", "name a MODEL"), ("size", "give --size, or a --recipe that has one")):
-        if key not in options:
-            raise InputError(f"`fit` needs to know the {key}: {how}.")
+    if "model" not in options:
+        raise InputError("`fit` needs to know the model: name a MODEL.")
     if out is None:
         raise InputError("`fit` needs to know where to write the bundle: give -o OUT.")
-    size = options["size"]
     calibration, planning = Calibration(), Planning()
     seed = options.get("seed", calibration.seed)
     if not 0 <= seed < 2**32:
@@ -45,7 +45,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
     return FitOptions(
         model=options["model"],
         out=out,
-        target_bytes=parse_size(size) if isinstance(size, str) else size,
+        targets=targets_of(options),
         calibration=Calibration(
             tuple(options.get("calibration", calibration.sources)),
             options.get("calibration_windows", calibration.windows),
@@ -58,5 +58,28 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             options.get("candidates"),
             options.get("context"),
             seed,
+            options.get("prompt_chunk", planning.prompt_chunk),
+            options.get("device", planning.device),
         ),
     )
+
+
+def targets_of(options: Mapping[str, Any]) -> Targets:
+    """From `size`, `ram` (text or bytes), `min_decode_tps` and `device`: a device alone asks for what it has free.
+
+    InputError if there is no budget at all, or the targets contradict the device.
+    """
+    size, ram, device = options.get("size"), options.get("ram"), options.get("device")
+    size_bytes, ram_bytes = (parse_size(value) if isinstance(value, str) else value for value in (size, ram))
+    if device is not None:
+        facts = load_profile(device).device
+        if ram_bytes is not None and ram_bytes > facts.memory_bytes:
+            raise InputError(
+                f"--ram {format_size(ram_bytes)} contradicts --device {device}, which has "
+                f"{format_size(facts.memory_bytes)}, {format_size(facts.free_bytes)} of them free."
+            )
+        if ram_bytes is None and size_bytes is None:
+            ram_bytes = facts.free_bytes
+    if size_bytes is None and ram_bytes is None:
+        raise InputError("A plan needs to know the size: give --size, --ram, a --device, or a --recipe with one.")
+    return Targets(size_bytes, ram_bytes, options.get("min_decode_tps"))

@@ -17,16 +17,23 @@ from edge_svd.calibrate.sources import parse_source
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
+from edge_svd.devices import DEFAULT, load_profile
 from edge_svd.errors import InputError
 from edge_svd.export.documents import context_length
+from edge_svd.export.graph import CACHE
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
 from edge_svd.models import OpenedModel
-from edge_svd.planner.make import SizeOf, make_plan, sized
+from edge_svd.planner.draft import SizeOf, sized
+from edge_svd.planner.make import make_plan
+from edge_svd.planner.memory import Load
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
+from edge_svd.planner.targets import Setting, Targets
 from edge_svd.progress import step
 from edge_svd.runtime.memory import release_free_memory
+from edge_svd.runtime.schema import TOKENIZER_NAME
+from edge_svd.runtime.session import DEFAULT_CHUNK
 
 
 def fast_precision() -> str:
@@ -54,9 +61,14 @@ class Planning:
     candidates: str | None = None
     context: int | None = None
     seed: int = 0
+    prompt_chunk: int = DEFAULT_CHUNK
+    device: str = DEFAULT
 
     def check(self) -> None:
-        """InputError on an unknown method, allocation or candidate kind, before any work is done."""
+        """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""
+        if self.prompt_chunk < 1:
+            raise InputError(f"The prompt chunk must be at least 1 token, not {self.prompt_chunk}.")
+        load_profile(self.device)
         decompose(self.method)
         allocation(self.allocation)
         candidate_kinds(self.candidates)
@@ -119,12 +131,24 @@ def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -
         )
 
 
-def run_plan(opened: OpenedModel, statistics: Statistics, prices: Survey, options: Planning, target_bytes: int) -> Plan:
-    """The best plan within `target_bytes`; BudgetError if there is none."""
+def run_plan(
+    opened: OpenedModel, statistics: Statistics, prices: Survey, options: Planning, targets: Targets | int
+) -> Plan:
+    """The best plan that meets the targets (a number is a size in bytes); BudgetError if there is none."""
+    if not isinstance(targets, Targets):
+        targets = Targets(targets)
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
+    setting = setting_of(opened, options)
+    size_of = _size_of(opened, setting.load.context)
+    return make_plan(prices, source, targets=targets, setting=setting, seed=options.seed, size_of=size_of)
+
+
+def setting_of(opened: OpenedModel, options: Planning) -> Setting:
+    """What memory and speed of a plan of this model are predicted for; InputError on an unknown device or context."""
     context = context_length(opened.architecture, options.context)
-    size_of = _size_of(opened, context)
-    return make_plan(prices, source, target_bytes=target_bytes, context=context, seed=options.seed, size_of=size_of)
+    tokenizer = len(opened.companions().get(TOKENIZER_NAME, b""))
+    load = Load(context, min(options.prompt_chunk, context), int(CACHE.itemsize), tokenizer)
+    return Setting(opened.architecture, load_profile(options.device), load)
 
 
 def check_plan(opened: OpenedModel, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from edge_svd.architectures import EMBEDDING, HEAD, Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
 from edge_svd.export.embedding import embedding
-from edge_svd.export.graph import FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
+from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import largest_block, linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
 from edge_svd.formats import SiteFormat
@@ -72,8 +72,8 @@ class _Decoder:
         shape = ("batch", a.num_kv_heads, "past", a.head_dim)
         pasts = [
             (
-                tensor_value(f"past_key_values.{n}.key", FLOAT, shape),
-                tensor_value(f"past_key_values.{n}.value", FLOAT, shape),
+                tensor_value(f"past_key_values.{n}.key", CACHE, shape),
+                tensor_value(f"past_key_values.{n}.value", CACHE, shape),
             )
             for n in range(a.num_layers)
         ]
@@ -88,7 +88,7 @@ class _Decoder:
         logits.name, logits.type = "logits", ir.TensorType(FLOAT)
         logits.shape = ir.Shape(("batch", "sequence" if self.every_position else 1, a.vocab_size))
         for value in presents:
-            value.type, value.shape = ir.TensorType(FLOAT), ir.Shape(("batch", a.num_kv_heads, "present", a.head_dim))
+            value.type, value.shape = ir.TensorType(CACHE), ir.Shape(("batch", a.num_kv_heads, "present", a.head_dim))
         inputs = [ids, mask, positions, *(value for pair in pasts for value in pair)]
         return Graph(b.model(inputs, [logits, *presents]), tuple(b.weights.values()))
 

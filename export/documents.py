@@ -8,6 +8,7 @@ from typing import Any
 import edge_svd
 from edge_svd.architectures import Architecture
 from edge_svd.errors import InputError
+from edge_svd.export.graph import CACHE
 from edge_svd.files import canonical_json
 from edge_svd.runtime.schema import MODEL_NAME, SCHEMA
 
@@ -41,7 +42,7 @@ def manifest(
         "num_layers": a.num_layers,
         "num_kv_heads": a.num_kv_heads,
         "head_dim": a.head_dim,
-        "kv_dtype": "float32",
+        "kv_dtype": str(CACHE.numpy()),
         "max_context": context,
         "bos_token_id": a.bos_token_id,
         "eos_token_ids": list(a.eos_token_ids),

@@ -34,6 +34,9 @@ FLOAT, INT32, INT64, UINT8, UINT16, BFLOAT16 = (
     ir.DataType.BFLOAT16,
 )
 
+CACHE = FLOAT
+"""Elements of the KV cache, in graphs, manifest and the planner's memory model."""
+
 
 @dataclass(frozen=True)
 class Weight:

@@ -16,7 +16,7 @@ from edge_svd.runtime.session import DEFAULT_CHUNK, DEFAULT_CONTEXT
 
 _START = (
     "import os, runpy, sys; sys.path[:] = sys.argv.pop(1).split(os.pathsep); "
-    "runpy.run_module('edge_svd.runtime.bench_worker', run_name='__main__')"
+    "runpy.run_module('edge_svd.runtime.' + sys.argv.pop(1), run_name='__main__')"
 )
 
 
@@ -27,6 +27,7 @@ def bench(
     new_tokens: int = 128,
     threads: int = 2,
     context: int | None = None,
+    capacity: int | None = None,
     chunk: int = DEFAULT_CHUNK,
     spinning: bool = True,
     arena: bool = True,
@@ -34,11 +35,11 @@ def bench(
     """Measure a bundle in a fresh Python process.
 
     The prompt is prefilled in chunks, then `new_tokens` are decoded greedily. With `context` the cache is filled before
-    decoding so that it ends with that many tokens; without, decoding follows the prompt and the cache is filled to
-    min(2048, the model's) afterwards, so that the peaks always include a full context. Returns {"prefill_tokens_per_s",
-    "decode_tokens_per_s", "peak_rss_bytes", "peak_anonymous_bytes" (both None off Linux), "load_s" (checks, tokenizer
-    and session), "file_bytes", "prompt_tokens", "new_tokens", "threads", "context"}. InputError on counts that do not
-    fit, Failure if the process dies.
+    decoding so that it ends with that many tokens; without, decoding follows the prompt and the cache is filled
+    afterwards to `capacity`, by default min(2048, the model's), so that the peaks always include a full context.
+    Returns {"prefill_tokens_per_s", "decode_tokens_per_s", "peak_rss_bytes", "peak_anonymous_bytes" (both None off
+    Linux), "load_s" (checks, tokenizer and session), "file_bytes", "prompt_tokens", "new_tokens", "threads",
+    "context"}. InputError on counts that do not fit, Failure if the process dies.
     """
     for name, value in (
         ("prompt tokens", prompt_tokens),
@@ -50,8 +51,8 @@ def bench(
             raise InputError(f"The number of {name} must be at least 1, not {value}.")
     opened = open_bundle(bundle)
     limit = opened.manifest.model.max_context
-    total = min(DEFAULT_CONTEXT, limit) if context is None else context
-    if context is None:
+    total = (capacity or min(DEFAULT_CONTEXT, limit)) if context is None else context
+    if context is None and capacity is None:
         total = max(total, min(prompt_tokens + new_tokens, limit))
     if not prompt_tokens + new_tokens <= total <= limit:
         raise InputError(
@@ -70,8 +71,16 @@ def bench(
         "spinning": spinning,
         "arena": arena,
     }
+    return fresh_process("bench_worker", request)
+
+
+def fresh_process(worker: str, request: dict[str, Any]) -> dict[str, Any]:
+    """What a worker module of this package prints for a request, in a Python process of its own.
+
+    Raises the error that the worker reports, Failure if it dies.
+    """
     # The new process finds modules where this one does: the current folder may hold another copy of the package.
-    command = [sys.executable, "-P", "-c", _START, os.pathsep.join(sys.path), json.dumps(request)]
+    command = [sys.executable, "-P", "-c", _START, os.pathsep.join(sys.path), worker, json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])

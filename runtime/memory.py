@@ -25,6 +25,27 @@ def anonymous_bytes() -> int | None:
     return _field("RssAnon")
 
 
+def file_bytes() -> int | None:
+    """Resident bytes now that a file backs: libraries, and weights that stay mapped."""
+    return _field("RssFile")
+
+
+def mapped_bytes(path: Path) -> int:
+    """Resident bytes of this process's mappings of a file; 0 where there is no /proc."""
+    total, inside, wanted = 0, False, str(path.absolute())
+    try:
+        lines = Path("/proc/self/smaps").read_text(errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        words = line.split()
+        if words and "-" in words[0] and not words[0].endswith(":"):
+            inside = line.endswith(wanted)
+        elif inside and words[0] == "Rss:":
+            total += int(words[1]) * 1024
+    return total
+
+
 def release_free_memory() -> None:
     """Give memory that was freed but kept by the C library back to the system, where that library is glibc."""
     if sys.platform == "linux":

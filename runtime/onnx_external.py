@@ -78,7 +78,7 @@ def _tensors(data: bytes) -> Iterator[tuple[int, int]]:
     while work:
         kind, start, end = work.pop()
         inside = _INSIDE[kind]
-        for field, wire, value, stop in _walk(data, start, end):
+        for field, wire, value, stop in walk(data, start, end):
             target = inside.get(field)
             if target is None:
                 continue
@@ -92,7 +92,7 @@ def _tensors(data: bytes) -> Iterator[tuple[int, int]]:
                 work.append((target, value, stop))
 
 
-def _walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def walk(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """(field, wire type, value or start of the payload, end of the payload) of one message."""
     position = start
     while position < end:
@@ -147,7 +147,7 @@ def _external(data: bytes, start: int, end: int, location: str, size: int) -> Ex
     raw: int | None = None
     name = ""
     entries: dict[str, str] = {}
-    for field, wire, value, stop in _walk(data, start, end):
+    for field, wire, value, stop in walk(data, start, end):
         if field == 1 and wire == 0:
             dims.append(_signed(value))
         elif field == 1 and wire == 2:
@@ -206,7 +206,7 @@ def _bytes(count: int, data_type: int) -> int:
 
 def _entry(data: bytes, start: int, end: int) -> tuple[str, str]:
     key = text = ""
-    for field, wire, value, stop in _walk(data, start, end):
+    for field, wire, value, stop in walk(data, start, end):
         if field in (1, 2):
             if wire != 2:
                 raise _Fault("is malformed: an external-data entry is not text")

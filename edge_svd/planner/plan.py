@@ -12,8 +12,10 @@ from edge_svd.architectures import Site
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
 from edge_svd.formats import SiteFormat, weight_bytes
+from edge_svd.planner.memory import PARTS
+from edge_svd.planner.targets import Targets
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,12 @@ class Plan:
     Attributes:
         source: name and digest of the model, digest of the statistics.
         method, allocation, candidates, seed: what made it.
-        context: KV-cache positions of the bundle.
-        target_bytes: the budget; file_bytes: exact size of the bundle that follows from it.
+        context: KV-cache positions of the bundle; prompt_chunk: prompt tokens a pass.
+        device: name of the profile that memory and speed were predicted with.
+        targets: what the plan had to meet.
+        file_bytes: exact size of the bundle that follows.
+        memory: predicted resident bytes at the peak, by part; `peak_rss_bytes` is their sum.
+        decode_tokens_per_s: predicted, behind `Setting.speed_context` cached tokens.
         kl: predicted KL(dense ‖ compressed), nats per token.
         bound: lower bound of the solver's objective; gap: relative.
         sites: a choice for every matrix of its own, in forward order.
@@ -45,8 +51,12 @@ class Plan:
     candidates: tuple[str, ...]
     seed: int
     context: int
-    target_bytes: int
+    prompt_chunk: int
+    device: str
+    targets: Targets
     file_bytes: int
+    memory: Mapping[str, int]
+    decode_tokens_per_s: float
     kl: float
     bound: float
     gap: float
@@ -55,6 +65,11 @@ class Plan:
     @property
     def formats(self) -> dict[str, SiteFormat]:
         return {name: choice.format for name, choice in self.sites.items()}
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        """Predicted peak of a process that fills the context."""
+        return sum(self.memory.values())
 
     def to_json(self) -> dict[str, Any]:
         sites = {
@@ -69,8 +84,16 @@ class Plan:
             "candidates": list(self.candidates),
             "seed": self.seed,
             "context": self.context,
-            "target_bytes": self.target_bytes,
-            "predicted": {"file_bytes": self.file_bytes, "kl": _short(self.kl)},
+            "prompt_chunk": self.prompt_chunk,
+            "device": self.device,
+            "targets": self.targets.to_json(),
+            "predicted": {
+                "file_bytes": self.file_bytes,
+                "peak_rss_bytes": self.peak_rss_bytes,
+                "memory": dict(self.memory),
+                "decode_tokens_per_s": _short(self.decode_tokens_per_s),
+                "kl": _short(self.kl),
+            },
             "solver": {"bound": _short(self.bound), "gap": _short(self.gap)},
             "sites": sites,
         }
@@ -82,6 +105,7 @@ class Plan:
             raise InputError(f"{where} is not a plan of version {FORMAT}.")
         try:
             sites = {name: _choice(name, entry, where) for name, entry in value["sites"].items()}
+            predicted, limits = value["predicted"], value["targets"]
             plan = cls(
                 source={str(key): str(entry) for key, entry in value["source"].items()},
                 method=_typed(value["method"], str),
@@ -89,15 +113,29 @@ class Plan:
                 candidates=tuple(_typed(name, str) for name in value["candidates"]),
                 seed=_typed(value["seed"], int),
                 context=_typed(value["context"], int),
-                target_bytes=_typed(value["target_bytes"], int),
-                file_bytes=_typed(value["predicted"]["file_bytes"], int),
-                kl=_number(value["predicted"]["kl"]),
+                prompt_chunk=_typed(value["prompt_chunk"], int),
+                device=_typed(value["device"], str),
+                targets=Targets(
+                    *(_optional(limits[key], int) for key in ("file_bytes", "peak_rss_bytes")),
+                    None if limits["decode_tokens_per_s"] is None else _number(limits["decode_tokens_per_s"]),
+                ),
+                file_bytes=_typed(predicted["file_bytes"], int),
+                memory={part: _typed(predicted["memory"][part], int) for part in PARTS},
+                decode_tokens_per_s=_number(predicted["decode_tokens_per_s"]),
+                kl=_number(predicted["kl"]),
                 bound=_number(value["solver"]["bound"]),
                 gap=_number(value["solver"]["gap"]),
                 sites=sites,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{where} lacks or misstates a field ({type(error).__name__}: {error}).") from None
+        except InputError as error:
+            raise InputError(f"{where} is not sound: {error}") from None
+        if predicted.get("peak_rss_bytes") != plan.peak_rss_bytes or set(predicted["memory"]) != set(PARTS):
+            raise InputError(
+                f"{where} predicts a peak of {predicted.get('peak_rss_bytes')} bytes, but its parts add up to "
+                f"{plan.peak_rss_bytes}; correct it, or plan again."
+            )
         return plan
 
     @classmethod
@@ -145,6 +183,10 @@ def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
+
+
+def _optional(value: Any, kind: type) -> Any:
+    return None if value is None else _typed(value, kind)
 
 
 def _number(value: Any) -> float:

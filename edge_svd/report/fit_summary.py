@@ -15,13 +15,16 @@ def fit_summary(result: FitResult) -> str:
     """The plan, then prediction beside measurement."""
     measured, plan = result.measured, result.plan
     peak = "-" if measured["peak_rss_bytes"] is None else format_size(measured["peak_rss_bytes"])
+    missed = [name.replace("_", " ") for name, met in result.targets_met.items() if met is False]
+    verdict = f"\n  MISSED    the target for {' and '.join(missed)} was not met in the measurement" if missed else ""
     return (
         f"{plan_table(plan.to_json())}\n\n{result.bundle}\n"
         f"  size      predicted {format_size(plan.file_bytes)}, measured {format_size(measured['file_bytes'])}\n"
         f"  KL        predicted {plan.kl:.4f}, measured {measured['kl']:.4f} nats per token "
         "(held-out calibration text)\n"
-        f"  peak RSS  measured {peak}\n"
-        f"  decode    measured {measured['decode_tokens_per_s']:.1f} tokens/s\n"
+        f"  peak RSS  predicted {format_size(plan.peak_rss_bytes)} on {plan.device}, measured {peak} here\n"
+        f"  decode    predicted {plan.decode_tokens_per_s:.1f} tokens/s on {plan.device}, "
+        f"measured {measured['decode_tokens_per_s']:.1f} here\n"
         f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} "
-        "against the checkpoint"
+        f"against the checkpoint{verdict}"
     )

@@ -32,9 +32,11 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     table = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
-    predicted = plan["predicted"]
+    predicted, limit = plan["predicted"], plan["targets"]["file_bytes"]
     return (
         f"{table}\n\n{plan['method']}, {plan['allocation']}: "
-        f"{predicted['file_bytes']} bytes of {plan['target_bytes']}, predicted KL "
+        f"{predicted['file_bytes']} bytes{f' of {limit}' if limit is not None else ''}, predicted peak "
+        f"{format_size(predicted['peak_rss_bytes'])} at a context of {plan['context']}, "
+        f"{predicted['decode_tokens_per_s']:.0f} tokens/s on {plan['device']}, KL "
         f"{predicted['kl']:.4f} nats per token, solver gap at most {plan['solver']['gap']:.3%}"
     )

@@ -1,0 +1,72 @@
+"""The limits of a plan as the solver sees them: whole costs of candidates, and what a finished plan really takes.
+
+Costs add up but for a little: the graph files, buffers between products, constants that products share. What is left
+over between the sum and the plan's own prediction is found out after every solution and taken off the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.plan import Plan
+from edge_svd.planner.targets import Setting, Targets
+
+Table = Sequence[Sequence[Candidate]]
+"""Candidates by matrix."""
+
+FILE, MEMORY, TIME = "file", "memory", "time"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit: `costs` by matrix and candidate, `target` in the same unit, `value` of a finished plan.
+
+    Units: bytes of the folder, resident bytes, nanoseconds a token.
+    """
+
+    name: str
+    target: int
+    costs: tuple[tuple[int, ...], ...]
+    value: Callable[[Plan], int]
+
+    def of(self, choice: Sequence[int]) -> int:
+        """Total cost of a choice."""
+        return sum(own[i] for own, i in zip(self.costs, choice, strict=True))
+
+    def least(self) -> list[int]:
+        """The choice that costs least."""
+        return [min(range(len(own)), key=lambda i: (own[i], i)) for own in self.costs]
+
+
+def limits_of(
+    targets: Targets,
+    setting: Setting,
+    names: Sequence[str],
+    table: Table,
+    file_costs: Callable[[], Sequence[Sequence[int]]],
+    largest_block: int,
+) -> tuple[Limit, ...]:
+    """The limits that the targets set, in the order file, memory, time."""
+    found = []
+    if targets.file_bytes is not None:
+        costs = tuple(tuple(own) for own in file_costs())
+        found.append(Limit(FILE, targets.file_bytes, costs, lambda plan: plan.file_bytes))
+    if targets.peak_rss_bytes is not None:
+        costs = _costs(names, table, lambda name, c: setting.resident_bytes(name, c.format, largest_block))
+        found.append(Limit(MEMORY, targets.peak_rss_bytes, costs, lambda plan: plan.peak_rss_bytes))
+    if targets.decode_tokens_per_s is not None:
+        costs = _costs(names, table, lambda name, c: setting.nanoseconds(name, c.format, largest_block))
+        allowed = int(1e9 / targets.decode_tokens_per_s)
+        found.append(Limit(TIME, allowed, costs, lambda plan: nanoseconds(plan)))
+    return tuple(found)
+
+
+def nanoseconds(plan: Plan) -> int:
+    """Predicted time of a token, rounded up."""
+    return -int(-1e9 // plan.decode_tokens_per_s)
+
+
+def _costs(names: Sequence[str], table: Table, cost: Callable[[str, Candidate], int]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(cost(name, c) for c in own) for name, own in zip(names, table, strict=True))

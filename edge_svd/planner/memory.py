@@ -1,0 +1,153 @@
+"""The peak resident memory of a process that runs a plan, before anything is built.
+
+What onnxruntime 1.32 holds (measured by benchmarks/resident_products.py and benchmarks/memory_model.py):
+
+- MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
+  packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
+  from are given back, but for a table that a Gather reads too: an embedding stays mapped whole once a context has
+  touched it, since the kernel maps sixteen pages around every row.
+- The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
+- A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
+  products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edge_svd.architectures import EMBEDDING, Architecture, sites_of
+from edge_svd.devices import MemoryCosts
+from edge_svd.formats import SiteFormat, padded
+from edge_svd.planner.products import NARROW_BLOCK, Product, calls, graph_block
+
+FLOAT_BYTES = 4
+FAULT_AROUND = 64 * 1024
+"""Bytes that Linux maps around a file page that is touched."""
+
+REUSE = 30
+"""A freed buffer serves a request of up to half its size, so with many different widths fewer buffers stay: their sum S
+counts as S / (1 + S / (REUSE * widest)). Fitted on plans of 0 to 29,000 numbers of different widths a token."""
+
+QUANTISED = 1.5
+"""Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
+
+PARTS = ("process", "tokenizer", "embedding", "weights", "KV cache", "activations")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the process is asked to hold, beyond the weights.
+
+    Attributes:
+        context: tokens in the cache; chunk: prompt tokens a pass.
+        cache_item_bytes: bytes of a number in the KV cache, as the graph declares it.
+        tokenizer_bytes: size of tokenizer.json.
+    """
+
+    context: int
+    chunk: int
+    cache_item_bytes: int
+    tokenizer_bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted resident bytes at the peak, by part (keys: PARTS)."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def dominant(self) -> str:
+        """The largest part."""
+        return max(self.parts, key=lambda part: self.parts[part])
+
+
+def product_bytes(product: Product, costs: MemoryCosts) -> float:
+    """Anonymous bytes that one product holds, its scales counted as its own."""
+    numbers = product.rows * product.blocks * product.block * product.bits / 8
+    zeros = product.rows * product.blocks if product.zero_points else 0
+    return numbers + zeros + product.rows * product.blocks * costs.block_bytes + costs.product_bytes
+
+
+def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, largest_block: int = NARROW_BLOCK) -> int:
+    """Resident bytes of an m x n matrix's products: what the solver trades in."""
+    return round(sum(product_bytes(p, costs) for p in calls(shape, fmt, largest_block).products))
+
+
+def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> int:
+    """Bytes of the KV cache of one conversation."""
+    a = architecture
+    return 2 * a.num_layers * a.num_kv_heads * a.head_dim * context * item_bytes
+
+
+def table_bytes(
+    architecture: Architecture, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load, largest: int
+) -> int:
+    """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
+    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt, largest).products)
+    if architecture.tied_embeddings:
+        return stored + matrix_bytes(shape, fmt, costs, largest)
+    return min(stored, load.context * FAULT_AROUND)
+
+
+def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
+    """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
+    a, largest = architecture, graph_block(formats.values())
+    queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
+    layer = 2 * a.hidden_size + 3 * queries + 3 * keys + 3 * a.intermediate_size
+    own = {a.hidden_size, queries, keys, a.intermediate_size}
+    between: set[int] = set()
+    for site in sites_of(a):
+        if site.type not in ("embedding", "lm_head") and not site.tied_to:
+            own |= set(site.shape)
+            between |= set(calls(site.shape, formats[site.name], largest).widths)
+    if a.fused_gate_up:
+        layer += 2 * a.intermediate_size
+    if a.fused_qkv:
+        layer += queries + 2 * keys
+    widest = padded(max(a.hidden_size, a.intermediate_size, queries))
+    chunk = min(load.chunk, load.context)
+    different = sum(between - own)
+    token = FLOAT_BYTES * (layer + different / (1 + different / (REUSE * widest))) + QUANTISED * widest
+    mask = FLOAT_BYTES * chunk * load.context
+    ropes = len({rope for rope in a.layer_ropes if rope})
+    tables = FLOAT_BYTES * a.rotary_dim * load.context * ropes
+    logits = FLOAT_BYTES * a.vocab_size
+    return round(chunk * token + mask + tables + logits)
+
+
+def peak_memory(
+    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+) -> Memory:
+    """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
+    largest = graph_block(formats.values())
+    embedding = weights = 0.0
+    patterns: dict[tuple[int, int, str], int] = {}
+    for site in sites_of(architecture):
+        if site.tied_to:
+            continue
+        if site.name == EMBEDDING:
+            embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load, largest)
+            continue
+        for product in calls(site.shape, formats[site.name], largest).products:
+            weights += product_bytes(product, costs)
+            if product.pattern:
+                key = product.rows, product.blocks, product.pattern
+                patterns[key] = patterns.get(key, 0) + 1
+    # The folded scales of a pattern are one constant for all products that have it.
+    weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
+    return Memory(
+        {
+            "process": costs.process_bytes + costs.session_bytes,
+            "tokenizer": round(costs.tokenizer_ratio * load.tokenizer_bytes),
+            "embedding": round(embedding),
+            "weights": round(weights),
+            "KV cache": cache_bytes(architecture, load.context, load.cache_item_bytes),
+            "activations": activation_bytes(architecture, formats, load),
+        }
+    )

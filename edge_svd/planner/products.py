@@ -1,0 +1,111 @@
+"""Which matrix products of onnxruntime a format becomes: what resident memory and decoding time are counted from.
+
+A kind of format is one entry of PRODUCTS, which says the same as `edge_svd.export.linear`; a test compares the two on
+real graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from edge_svd.formats import SiteFormat, padded
+
+WIDE_BLOCK, NARROW_BLOCK = 32, 16
+
+
+@dataclass(frozen=True)
+class Product:
+    """One MatMulNBits of `rows` outputs from `columns` inputs; `bits` a weight, one scale a `block` of inputs.
+
+    Attributes:
+        pattern: not empty where the scales are a constant that equal products of a graph share; names that constant.
+        zero_points: whether every block has a zero point of its own.
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    block: int
+    pattern: str = ""
+    zero_points: bool = False
+
+    @property
+    def blocks(self) -> int:
+        """Blocks a row, the last one padded."""
+        return -(-self.columns // self.block)
+
+    @property
+    def weights(self) -> int:
+        """Numbers multiplied, padding included."""
+        return self.rows * self.blocks * self.block
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What a matrix becomes.
+
+    Attributes:
+        products: in the order they run.
+        widths: of what passes between them, beyond the matrix's own input and output.
+    """
+
+    products: tuple[Product, ...]
+    widths: tuple[int, ...] = ()
+
+
+def graph_block(formats: Iterable[SiteFormat]) -> int:
+    """The largest block of int8 matrices in a graph: narrow as soon as one matrix is factored."""
+    return NARROW_BLOCK if any(fmt.factored for fmt in formats) else WIDE_BLOCK
+
+
+def _block(columns: int, largest: int) -> int:
+    return largest if columns % largest == 0 else NARROW_BLOCK
+
+
+def _int8(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    n = padded(shape[1])
+    return Calls((Product(shape[0], n, 8, _block(n, largest)),))
+
+
+def _int16(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    n = padded(shape[1])
+    return Calls((Product(shape[0], 2 * n, 8, _block(n, largest)),), (2 * n,))
+
+
+def _low_rank(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    n, inner = padded(shape[1]), fmt.k8 + 2 * fmt.k16
+    b = Product(shape[0], inner, 8, NARROW_BLOCK, pattern=f"{fmt.k8}+{fmt.k16}")
+    parts = (fmt.k8, fmt.k16) if fmt.k8 and fmt.k16 else ()
+    return Calls((Product(inner, n, 8, _block(n, largest)), b), (inner, *parts))
+
+
+def _row_pivoted(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    m, n, k = shape[0], padded(shape[1]), fmt.k8
+    return Calls((Product(k, n, 8, _block(n, largest)), Product(m - k, k, 8, NARROW_BLOCK)), (k, m - k))
+
+
+def _column_pivoted(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    m, n, k = shape[0], padded(shape[1]), fmt.k8
+    return Calls((Product(k, n - k, 8, NARROW_BLOCK), Product(m, k, 8, NARROW_BLOCK)), (k, n - k))
+
+
+PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
+    "int8": _int8,
+    "int16": _int16,
+    "low-rank": _low_rank,
+    "row-pivoted": _row_pivoted,
+    "column-pivoted": _column_pivoted,
+}
+"""Kind → its calls for a matrix [m, n], a format, and the graph's largest block."""
+
+
+def calls(shape: tuple[int, int], fmt: SiteFormat, largest_block: int = NARROW_BLOCK) -> Calls:
+    """What an m x n matrix in this format becomes in a graph with that largest block; KeyError for a kind without
+    an entry."""
+    return PRODUCTS[fmt.kind](shape, fmt, largest_block)
+
+
+def products(shape: tuple[int, int], fmt: SiteFormat, largest_block: int = NARROW_BLOCK) -> tuple[Product, ...]:
+    """The MatMulNBits calls of an m x n matrix in this format, in the order they run."""
+    return calls(shape, fmt, largest_block).products

@@ -1,0 +1,57 @@
+"""Seconds that decoding one token takes, from the products of a plan.
+
+Where a profile was measured, a product costs a launch and a time per weight that depends on bits and block (cold: the
+weights of a model are read once a token), a layer costs what surrounds its products, and attention reads the cache.
+Where a profile comes from data sheets only bandwidth is known: every resident byte is read once, nothing else counts,
+so the speed is an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
+from edge_svd.devices import Profile
+from edge_svd.formats import SiteFormat
+from edge_svd.planner.memory import cache_bytes, product_bytes
+from edge_svd.planner.products import NARROW_BLOCK, Product, calls, graph_block
+
+
+def product_seconds(product: Product, profile: Profile) -> float:
+    """One row of input through one product, its weights not in a cache."""
+    if profile.speed is None:
+        return (product_bytes(product, profile.memory) - profile.memory.product_bytes) / profile.device.usable_bandwidth
+    return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, product.block)
+
+
+def matrix_seconds(
+    shape: tuple[int, int], fmt: SiteFormat, profile: Profile, largest_block: int = NARROW_BLOCK
+) -> float:
+    """All products of an m x n matrix: what the solver trades in."""
+    return sum(product_seconds(p, profile) for p in calls(shape, fmt, largest_block).products)
+
+
+def multiplied(site: Site, architecture: Architecture) -> bool:
+    """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
+    return not site.tied_to and (site.name != EMBEDDING or architecture.tied_embeddings)
+
+
+def other_seconds(architecture: Architecture, profile: Profile, context: int, item_bytes: int) -> float:
+    """Everything but the products: attention over `context` cached tokens, norms, activations, choosing the token."""
+    cache = cache_bytes(architecture, context, item_bytes)
+    if profile.speed is None:
+        return cache / profile.device.usable_bandwidth
+    return profile.speed.layer_s * architecture.num_layers + profile.speed.cache_byte_s * cache
+
+
+def decode_seconds(
+    architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
+) -> float:
+    """Predicted seconds a token with `context` tokens in the cache."""
+    largest = graph_block(formats.values())
+    products = sum(
+        matrix_seconds(site.shape, formats[site.name], profile, largest)
+        for site in sites_of(architecture)
+        if multiplied(site, architecture)
+    )
+    return products + other_seconds(architecture, profile, context, item_bytes)

@@ -1,0 +1,85 @@
+"""The process behind `bench --profile` that runs the bundle: resident bytes stage by stage, decoding at two depths."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_svd.runtime.bundle import open_bundle
+from edge_svd.runtime.errors import EdgeSvdError
+from edge_svd.runtime.kernel_worker import undisturbed
+from edge_svd.runtime.memory import anonymous_bytes, file_bytes, mapped_bytes
+from edge_svd.runtime.schema import WEIGHTS_NAME
+from edge_svd.runtime.session import Session
+from edge_svd.runtime.tokenizer import load_tokenizer
+
+_STEPS, _ROUNDS = 24, 3
+_SHALLOW = 32
+
+
+def resident() -> int:
+    """Resident bytes now; 0 where there is no /proc."""
+    return (anonymous_bytes() or 0) + (file_bytes() or 0)
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Returns {"process_bytes", "tokenizer_bytes", "session_bytes" (without mapped weights and without the
+    cache, which is full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there),
+    "context"}."""
+    bundle = open_bundle(Path(request["bundle"]))
+    process = resident()
+    tokenizer = load_tokenizer(bundle)
+    after_tokenizer = resident()
+    context = int(request["context"])
+    session = Session(bundle, context=context, threads=int(request["threads"]))
+    tokens = np.random.default_rng(0).integers(0, tokenizer.vocab_size, context).tolist()
+    session.prefill(tokens[:_SHALLOW], chunk=_SHALLOW)
+    shallow, deep = [], []
+    last = context - _STEPS - 1
+    for _ in range(_ROUNDS):
+        shallow += _decode(session, _SHALLOW)
+    session.prefill(tokens[session.position : last], chunk=_SHALLOW)
+    for _ in range(_ROUNDS):
+        deep += _decode(session, last)
+    session.prefill(tokens[session.position :])
+    cache = sum(buffer.nbytes for buffer in session.cache.values())
+    held = resident() - mapped_bytes(bundle.path / WEIGHTS_NAME) - after_tokenizer - cache
+    return {
+        "process_bytes": process,
+        "tokenizer_bytes": after_tokenizer - process,
+        "session_bytes": held,
+        "shallow_s": undisturbed(shallow),
+        "deep_s": undisturbed(deep),
+        "shallow": _SHALLOW + _STEPS // 2,
+        "deep": last + _STEPS // 2,
+        "context": context,
+    }
+
+
+def _decode(session: Session, start: int) -> list[float]:
+    """Seconds of each of a run of steps behind the first `start` cached tokens."""
+    session.truncate(start)
+    token, times = 1, []
+    for _ in range(_STEPS):
+        started = time.perf_counter()
+        token = int(np.argmax(session.step(token)))
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def main() -> int:
+    try:
+        answer = measure(json.loads(sys.argv[1]))
+    except EdgeSvdError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

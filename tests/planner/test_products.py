@@ -1,0 +1,102 @@
+"""What the planner counts is what the exported graph holds."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "export"))
+
+from export_tiny import tiny_model  # noqa: E402
+
+from edge_svd.architectures import Architecture, architecture_of, sites_of
+from edge_svd.devices import MemoryCosts
+from edge_svd.export.decoder import decoder
+from edge_svd.export.graph import CACHE
+from edge_svd.formats import KINDS, SiteFormat
+from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory
+from edge_svd.planner.products import PRODUCTS, graph_block, products
+from edge_svd.runtime.graph_products import graph_products
+
+COSTS = MemoryCosts(1000, 100, 2.0, 10, 12.0)
+FORMATS = [
+    SiteFormat("int8"),
+    SiteFormat("int16"),
+    SiteFormat("low-rank", 16, 0),
+    SiteFormat("low-rank", 0, 16),
+    SiteFormat("low-rank", 16, 16),
+    SiteFormat("row-pivoted", 16),
+    SiteFormat("column-pivoted", 16),
+]
+
+
+@pytest.fixture(scope="module")
+def architecture() -> Architecture:
+    return architecture_of(tiny_model("llama").config)
+
+
+def chosen(architecture: Architecture, fmt: SiteFormat) -> dict[str, SiteFormat]:
+    """Every matrix in `fmt`, the vocabulary's in int8."""
+    return {
+        site.name: SiteFormat("int8") if site.type in ("embedding", "lm_head") else fmt
+        for site in sites_of(architecture)
+        if not site.tied_to
+    }
+
+
+def test_every_kind_has_an_entry() -> None:
+    assert set(PRODUCTS) == set(KINDS)
+
+
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_products_are_those_of_the_graph(fmt: SiteFormat, architecture: Architecture) -> None:
+    formats = chosen(architecture, fmt)
+    largest = graph_block(formats.values())
+    graph = decoder(architecture, formats, context=64, every_position=False).model
+    counted = Counter(
+        (p.rows, p.columns, p.bits, p.block)
+        for site in sites_of(architecture)
+        if site.type != "embedding"
+        for p in products(site.shape, formats[site.name], largest)
+    )
+    assert counted == Counter((p.rows, p.columns, p.bits, p.block) for p in graph_products(graph))
+
+
+def test_resident_bytes_of_an_int8_matrix_by_hand() -> None:
+    # 64 rows of 96 numbers in 3 blocks of 32, 12 bytes a block, 10 for the call.
+    assert matrix_bytes((64, 96), SiteFormat("int8"), COSTS, 32) == 64 * 96 + 64 * 3 * 12 + 10
+
+
+def test_cache_is_counted_in_the_graph_s_own_elements(architecture: Architecture) -> None:
+    one = cache_bytes(architecture, 1, CACHE.itemsize)
+    assert one == architecture.num_layers * 2 * architecture.num_kv_heads * architecture.head_dim * 4
+    formats = chosen(architecture, SiteFormat("int8"))
+    wide, narrow = (peak_memory(architecture, formats, COSTS, Load(100, 8, size, 50)) for size in (4, 1))
+    assert wide.parts["KV cache"] == 4 * narrow.parts["KV cache"] == 100 * one
+    assert wide.parts["tokenizer"] == 100 and wide.total == sum(wide.parts.values())
+
+
+def test_longer_contexts_and_chunks_take_more(architecture: Architecture) -> None:
+    formats = chosen(architecture, SiteFormat("low-rank", 16))
+    totals = [
+        peak_memory(architecture, formats, COSTS, Load(context, chunk, 4, 50)).total
+        for context, chunk in ((32, 8), (64, 8), (64, 32))
+    ]
+    assert totals == sorted(totals) and len(set(totals)) == 3
+
+
+def test_a_pattern_is_held_once(architecture: Architecture) -> None:
+    """Scales that equal factors share are one constant; those of different ranks are not."""
+    equal = chosen(architecture, SiteFormat("low-rank", 16))
+    total = peak_memory(architecture, equal, COSTS, Load(32, 8, 4, 50)).parts["weights"]
+    alone = sum(
+        matrix_bytes(site.shape, equal[site.name], COSTS) for site in sites_of(architecture) if site.type != "embedding"
+    )
+    factored = [site for site in sites_of(architecture) if site.type not in ("embedding", "lm_head")]
+    repeated = len(factored) - len({site.shape[0] for site in factored})
+    assert repeated > 0
+    saved = sum(4 * site.shape[0] for site in factored) - 4 * sum({site.shape[0] for site in factored})
+    assert total == alone - saved
