@@ -283,7 +283,12 @@ def evaluate(
 @app.command()
 def front(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
-    sizes: Annotated[str, typer.Option("--sizes", help="Sizes of the bundles, e.g. 145MB,115MB,90MB.")],
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", help="Sizes of the bundles, e.g. 145MB,115MB,90MB; or --rams.")
+    ] = None,
+    rams: Annotated[
+        str | None, typer.Option("--rams", help="Peaks of memory to stay within, e.g. 400MB,300MB.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder for front.json, the page and the bundles.")
     ] = None,
@@ -300,6 +305,8 @@ def front(
     allocation: Allocation = "second-order",
     candidates: Candidates = None,
     context: Context = None,
+    prompt_chunk: Chunk = None,
+    device: Device = None,
     seed: Seed = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Measure every point again; replace the front of another model.")
@@ -310,15 +317,16 @@ def front(
     """The size/quality/speed front of a model in one run: table, front.json and a page, resumable."""
     workstation()
     from edge_svd.front.run import front as run_front
-    from edge_svd.front.targets import size_targets
+    from edge_svd.front.targets import targets_from
     from edge_svd.report.front_table import front_table
     from edge_svd.steps import Calibration, Planning
 
+    options = Planning(method, allocation, candidates, context, seed)
     result = run_front(
         model,
-        size_targets(sizes),
+        targets_from(sizes, rams),
         Calibration(tuple(calibration or ("self",)), calibration_windows, calibration_window, seed),
-        Planning(method, allocation, candidates, context, seed),
+        replace(options, prompt_chunk=prompt_chunk or options.prompt_chunk, device=device or options.device),
         out=out,
         measure=measure,
         text=text,

@@ -212,7 +212,7 @@ def test_the_command_line_overrides_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_bytes(MINIMAL + b'method = "svd"\nseed = 3\n')
     given = {"size": "70MB", "method": None, "seed": 5}
     options = resolve(given, str(tmp_path / "mine.toml"), tmp_path / "out")
-    assert (options.model, options.target_bytes) == ("m", 70_000_000)
+    assert (options.model, options.targets.file_bytes) == ("m", 70_000_000)
     assert (options.planning.method, options.planning.seed, options.calibration.seed) == ("svd", 5, 5)
 
 

@@ -16,11 +16,13 @@ from edge_svd.steps import Planning
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The best plan of one technique: bytes of its bundle and predicted KL, nats per token; both None, and `smallest`
+    """The best plan of one technique: bytes of its bundle, peak bytes of the process that
+    runs it, and predicted KL, nats per token; all None, and `smallest`
     the least that the technique reaches, where it cannot meet the target."""
 
     target: Target
     file_bytes: int | None
+    peak_rss_bytes: int | None
     kl: float | None
     smallest: int | None = None
 
@@ -28,6 +30,7 @@ class CurvePoint:
         return {
             "target": {"kind": self.target.kind, "value": self.target.value},
             "file_bytes": self.file_bytes,
+            "peak_rss_bytes": self.peak_rss_bytes,
             "kl": self.kl,
             "smallest": self.smallest,
         }
@@ -83,5 +86,5 @@ def _point(
     try:
         plan = PLANNERS[target.kind](opened, statistics, prices, planning, target.value)
     except BudgetError as error:
-        return CurvePoint(target, None, None, error.smallest)
-    return CurvePoint(target, plan.file_bytes, plan.kl)
+        return CurvePoint(target, None, None, None, error.smallest)
+    return CurvePoint(target, plan.file_bytes, plan.peak_rss_bytes, plan.kl)

@@ -135,6 +135,8 @@ def _inputs(opened: OpenedModel, statistics: Statistics, planning: Planning, con
         "candidates": list(families(planning)),
         "seed": planning.seed,
         "context": context,
+        "prompt_chunk": planning.prompt_chunk,
+        "device": planning.device,
     }
 
 

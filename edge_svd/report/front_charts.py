@@ -7,44 +7,46 @@ from typing import Any
 
 from edge_svd.files import format_size
 from edge_svd.report.charts import DASHES, MARKERS, Chart, Mark, Series
-from edge_svd.report.front_data import curves_of
+from edge_svd.report.front_data import curves_of, spent
 
 LEAST = 1e-6
 """Nats per token below which a KL is drawn as this: a logarithmic axis has no zero."""
 
 MEGABYTE = 1e6
 
+AXES = {"file_bytes": "bundle, MB (everything in the folder)", "peak_rss_bytes": "peak RSS, MB"}
+
 
 def front_chart(front: Mapping[str, Any], order: Sequence[str]) -> Chart | None:
     """Bytes of the bundle against KL, the single techniques first so that the front lies above; None without a plan."""
-    series = []
+    key, series = spent(front), []
     for family, points in curves_of(front):
         number = list(order).index(family)
-        found = {point["file_bytes"]: point["kl"] for point in points if point["kl"] is not None}
+        found = {point[key]: point["kl"] for point in points if point["kl"] is not None}
         marks = tuple(_mark(size, kl, f"{family} alone") for size, kl in sorted(found.items()))
         if marks:
             style, marker = f"t{number % 8}", MARKERS[(number + 1) % len(MARKERS)]
             series.append(Series(f"{family} alone, predicted", style, marks, marker, DASHES[1 + number % 7]))
     rows = [row for row in front["rows"] if row["reachable"]]
-    found = {row["predicted"]["file_bytes"]: row["predicted"]["kl"] for row in rows}
+    found = {row["predicted"][key]: row["predicted"]["kl"] for row in rows}
     if not found:
         return None
     marks = tuple(_mark(size, kl, "all techniques, predicted") for size, kl in sorted(found.items()))
     series.append(Series("all techniques, predicted", "front", marks, strong=True))
-    done = {row["measured"]["file_bytes"]: row["measured"]["kl"] for row in rows if row["measured"]}
+    done = {row["measured"][key]: row["measured"]["kl"] for row in rows if row["measured"] and row["measured"][key]}
     if done:
         marks = tuple(_mark(size, kl, "all techniques, measured") for size, kl in sorted(done.items()))
         series.append(Series("all techniques, measured", "front", marks, "diamond", "3 4", hollow=True, strong=True))
     best, worst = rows[-1]["predicted"], rows[0]["predicted"]
     description = (
-        f"From {format_size(worst['file_bytes'])} with a predicted KL of {worst['kl']:.3g} nats per token to "
-        f"{format_size(best['file_bytes'])} with {best['kl']:.3g}. The tables below hold all numbers, those of "
+        f"From {format_size(worst[key])} with a predicted KL of {worst['kl']:.3g} nats per token to "
+        f"{format_size(best[key])} with {best['kl']:.3g}. The tables below hold all numbers, those of "
         "each technique alone too."
     )
     return Chart(
-        "Size against divergence from the dense model",
+        f"{'Size' if key == 'file_bytes' else 'Memory'} against divergence from the dense model",
         description,
-        "bundle, MB (everything in the folder)",
+        AXES[key],
         "KL to dense, nats per token",
         tuple(series),
         log_y=True,

@@ -18,6 +18,11 @@ class Alone:
     kl: float
 
 
+def spent(front: Mapping[str, Any]) -> str:
+    """The figure that the targets of the front limit."""
+    return "peak_rss_bytes" if front["rows"][0]["target"]["kind"] == "ram" else "file_bytes"
+
+
 def best_alone(front: Mapping[str, Any], row: Mapping[str, Any]) -> Alone | None:
     """The single technique with the least predicted KL within the row's target; None if none reaches it."""
     found = [

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from edge_svd.files import format_size
 from edge_svd.report.charts import NARROW, SMALL, WIDE, Chart, Series, draw, swatch
 from edge_svd.report.front_charts import bench_charts, front_chart, prediction_chart
-from edge_svd.report.front_data import best_alone, curves_of, family_order
+from edge_svd.report.front_data import best_alone, curves_of, family_order, spent
 from edge_svd.report.heat_map import Cell, cells, heat_map, letters
 from edge_svd.report.palette import style_rules, tint
 
@@ -22,6 +22,7 @@ TEMPLATE = "front_page.html.jinja"
 def front_page(front: Mapping[str, Any]) -> str:
     """The page for the content of a front.json, as UTF-8 HTML."""
     order = family_order(front)
+    key = spent(front)
     main = front_chart(front, order)
     measured = [row for row in front["rows"] if row["reachable"] and row["measured"]]
     small: list[tuple[Chart, str]] = []
@@ -41,6 +42,8 @@ def front_page(front: Mapping[str, Any]) -> str:
         rows=[_row(front, row) for row in front["rows"]],
         unreachable=[row for row in front["rows"] if not row["reachable"]],
         measured=bool(measured),
+        memory=key == "peak_rss_bytes",
+        foreseen=any(row["predicted"]["peak_rss_bytes"] for row in reachable),
         perplexity=front["dense"]["perplexity"] if front["dense"] else None,
         charts=charts,
         curves=_curve_table(front),

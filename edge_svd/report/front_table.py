@@ -18,7 +18,7 @@ MISSING = "-"
 
 
 def front_table(front: Mapping[str, Any], folder: Path | None = None) -> str:
-    """The table, the refusals behind it, and where the page lies."""
+    """The table, the refusals behind it, and where the page lies; `~` marks what is predicted and was not measured."""
     text = bool(front["dense"])
     columns = ["target", "size", "KL predicted", "KL measured"]
     columns += ["perplexity", "over dense"] if text else []
@@ -51,8 +51,9 @@ def _cells(front: Mapping[str, Any], row: Mapping[str, Any], text: bool) -> list
         perplexity = measured.get("perplexity")
         over = None if perplexity is None else perplexity / front["dense"]["perplexity"] - 1
         cells += [_number(perplexity, ".2f"), _number(over, "+.1%")]
-    peak = measured.get("peak_rss_bytes")
-    cells += [_number(measured.get("decode_tokens_per_s"), ".1f"), MISSING if peak is None else format_size(peak)]
+    for key, said in (("decode_tokens_per_s", "{:.1f}".format), ("peak_rss_bytes", format_size)):
+        known, foreseen = measured.get(key), row["predicted"][key]
+        cells.append(said(known) if known is not None else MISSING if foreseen is None else f"~{said(foreseen)}")
     return [*cells, single]
 
 

@@ -66,9 +66,10 @@ def cells(matrices: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> lis
 
 
 def _kind(entry: Mapping[str, Any]) -> str:
-    """The kind of a format with whatever distinguishes two of a kind besides their ranks: `block, bits 4`."""
+    """The kind of a format with the numbers that tell two of a kind apart besides their ranks: `block, bits 4`."""
     known = ("kind", "k8", "k16", "bytes", "loss")
-    return ", ".join([entry["kind"], *(f"{key} {value}" for key, value in sorted(entry.items()) if key not in known)])
+    more = {key: value for key, value in sorted(entry.items()) if key not in known and isinstance(value, int | str)}
+    return ", ".join([entry["kind"], *(f"{key} {value}" for key, value in more.items())])
 
 
 def letters(families: Sequence[str]) -> dict[str, str]:

@@ -171,6 +171,21 @@ def test_plans_alone_need_no_folder(tiny_model: Path, tiny_text_file: Path) -> N
     front(tiny_model, tiny_text_file).refused(2, "-o FOLDER", "--no-measure")
 
 
+def test_a_front_of_memory(tiny_model: Path, tiny_text_file: Path) -> None:
+    calibration = ("--calibration", tiny_text_file, "--calibration-windows", 8, "--calibration-window", 64)
+    limits = ("--no-measure", "--context", 64, *calibration)
+    smallest = edge_svd("front", tiny_model, "--rams=1MB", *limits).refused(3, "memory")
+    least = int(smallest.split("smallest possible is ")[1].split()[0])
+    made = edge_svd("front", tiny_model, f"--rams=1MB,{least},1GB", *limits, "--json").json
+    refused, *rows = made["rows"]
+    assert not refused["reachable"] and [row["label"] for row in rows] == [f"ram-{least}B", "ram-1000MB"]
+    for row in rows:
+        assert row["predicted"]["peak_rss_bytes"] <= row["target"]["value"]
+    assert rows[0]["predicted"]["kl"] >= rows[1]["predicted"]["kl"]
+    for arguments in ((), ("--sizes=1MB", "--rams=1MB")):
+        edge_svd("front", tiny_model, *arguments, *limits).refused(2, "--sizes", "--rams")
+
+
 def test_nothing_reachable_is_refused_and_writes_nothing(
     tiny_model: Path, tiny_text_file: Path, tmp_path: Path
 ) -> None:

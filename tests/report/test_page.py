@@ -76,7 +76,7 @@ def test_all_numbers_stand_in_the_page() -> None:
         "A bundle of 10 MB cannot be reached.",
     ):
         assert text in page
-    assert "low-rank 1.9000" in page and "int8 0.0300" in page
+    assert "95.5" in page and "180.00 MB" in page and "low-rank 1.9000" in page and "int8 0.0300" in page
     for name in ("model.layers.3.down_proj", "row-pivoted", "Some Processor", "onnxruntime&nbsp;1.32.0", "2026-11-22"):
         assert name in page
     assert page.count('class="plan"') == 2
@@ -107,7 +107,8 @@ def test_terminal_table() -> None:
     assert lines[1].startswith("10MB") and "not reachable" in lines[1]
     assert "0.8000" in lines[2] and "0.8800" in lines[2] and "+80.0%" in lines[2] and "low-rank: KL 1.9000" in lines[2]
     assert lines[4] == "10MB: A bundle of 10 MB cannot be reached."
-    assert "perplexity" not in front_table(made_front(measured=False))
+    planned = front_table(made_front(measured=False))
+    assert "perplexity" not in planned and "~95.5" in planned and "~180.00 MB" in planned
 
 
 def test_one_point_alone_can_be_drawn() -> None:
