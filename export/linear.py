@@ -79,8 +79,7 @@ def dense_matrix(
     m, n = shape[0], padded(shape[1])
     block = block_size(builder, n)
     if fmt.kind in CODED:
-        blocks = builder.constant([m, n // block, block], np.int64)
-        return builder.shared("Reshape", coded_matrix(builder, name, shape, fmt), blocks), block, [1.0] * (n // block)
+        return coded_matrix(builder, name, shape, fmt, block), block, [1.0] * (n // block)
     suffix, reader, factors = {"int8": ("q8", planes.rows8, [1.0]), "int16": ("q16", planes.rows16, [256.0, 1.0])}[
         fmt.kind
     ]

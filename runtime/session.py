@@ -16,7 +16,8 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
-from edge_svd.runtime.schema import MODEL_NAME
+from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME
+from edge_svd.runtime.unpack import unpacked
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK = 128
@@ -40,7 +41,7 @@ def open_onnx(
     arena: bool,
     disabled_optimizers: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session made from the path, so that weights stay mapped.
+    """An onnxruntime session whose weights stay mapped, packed matrices unpacked for it.
 
     BundleError if onnxruntime refuses the graph.
     """
@@ -57,13 +58,15 @@ def open_onnx(
     bundle.check_unchanged()
     try:
         session = onnxruntime.InferenceSession(
-            str(bundle.path / name),
+            _model(bundle, name, options),
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(disabled_optimizers),
         )
     except MemoryError:
         raise Failure(f"There is not enough memory to load {name}.") from None
+    except BundleError:
+        raise
     except Exception as error:
         message = str(error).replace("\n", " ")[:300]
         raise BundleError(
@@ -71,6 +74,19 @@ def open_onnx(
         ) from None
     bundle.check_unchanged()
     return session
+
+
+def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> str | bytes:
+    """The path of a graph; the graph itself where matrices had to be unpacked, which `options` then carry."""
+    path = bundle.path / WEIGHTS_NAME
+    weights = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    graph, made = unpacked(bundle.read(name), weights, name)
+    if not made:
+        return str(bundle.path / name)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in made.values()]
+    options.add_external_initializers(list(made), values)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    return graph
 
 
 def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:

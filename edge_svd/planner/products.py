@@ -96,6 +96,8 @@ PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
     "low-rank": _low_rank,
     "row-pivoted": _row_pivoted,
     "column-pivoted": _column_pivoted,
+    "trellis": _int8,  # the graph unpacks it into int8 rows before the session packs them
+    "table": _int8,
 }
 """Kind → its calls for a matrix [m, n], a format, and the graph's largest block."""
 

@@ -1,0 +1,207 @@
+"""Trellis-coded matrices unpacked in numpy before onnxruntime sees the graph.
+
+The graph carries model-local functions that do the same, so that every runtime can load it; but onnxruntime's constant
+folding keeps all their intermediates, tens of bytes a weight, until the whole graph is folded. Here every call of such
+a function is replaced by an initializer whose bytes are handed over when the session is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_svd.runtime.errors import BundleError
+from edge_svd.runtime.onnx_external import walk
+
+DOMAIN = "edge_svd"
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
+"""Bits of a symbol → widths of the planes that hold it."""
+
+PIECE = 1 << 20
+"""Weights unpacked at a time."""
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+_DTYPES = {2: np.dtype("u1"), 4: np.dtype("<u2"), 7: np.dtype("<i8"), 12: np.dtype("<u4")}
+
+
+@dataclass(frozen=True)
+class _Call:
+    kind: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, Bytes]]:
+    """(the graph with initializers in place of the calls, the bytes of each of them); no calls: the graph itself.
+
+    `graph` has passed `check_external_data`, `weights` is the data file. BundleError if a call and its tensors disagree.
+    """
+    outer = list(walk(graph, 0, len(graph)))
+    spans = [(value, stop) for field, wire, value, stop in outer if field == 7 and wire == 2]
+    if len(spans) != 1:
+        return graph, {}
+    start, end = spans[0]
+    calls: list[_Call] = []
+    kept: list[bytes] = []
+    tensors: dict[str, tuple[int, int]] = {}
+    for field, wire, value, stop in walk(graph, start, end):
+        if field == 1 and wire == 2:
+            call = _call(graph, value, stop)
+            if call is not None:
+                calls.append(call)
+                continue
+        if field == 5 and wire == 2:
+            tensors[_string(graph, value, stop, 8)] = value, stop
+        kept.append(_field(field, wire, graph, value, stop))
+    if not calls:
+        return graph, {}
+    made: dict[str, Bytes] = {}
+    for call in calls:
+        try:
+            made[call.output] = _unpack(call, [_tensor(graph, *tensors[key], weights) for key in call.inputs])
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise BundleError(
+                f"In {name}, the packed matrix {call.output[:80]!r} does not fit its own tensors "
+                f"({type(error).__name__}); do not use this bundle."
+            ) from None
+        kept.append(_tagged(5, _declared(call.output, made[call.output].shape)))
+    inner = _tagged(7, b"".join(kept))
+    others = [_field(f, w, graph, v, s) for f, w, v, s in outer if f not in (7, 25)]
+    return b"".join(others) + inner, made
+
+
+def _unpack(call: _Call, inputs: list[np.ndarray[Any, Any]]) -> Bytes:
+    table = call.kind.startswith("Table")
+    groups = [int(bits) for bits in call.kind.removeprefix("Table" if table else "Unpack").split("_")]
+    shape = tuple(int(size) for size in inputs[-1])
+    rest = inputs[-3:-1] if table else inputs[-2:-1]
+    order = rest[0].astype(np.int64)
+    rows, width = shape[0], math.prod(shape[1:])
+    if not np.array_equal(np.sort(order), np.arange(width)):
+        raise ValueError("columns out of place")
+    taken = 0
+    result = np.empty((rows, width), np.uint8)
+    place = np.arange(rows)
+    if table:
+        place = np.argsort(rest[1], kind="stable")
+        if not np.array_equal(rest[1][place], np.arange(rows)):
+            raise ValueError("rows out of place")
+    done = 0
+    for bits in groups:
+        count = len(PLANES[bits])
+        planes, levels = inputs[taken : taken + count], inputs[taken + count]
+        taken += count + 1
+        own = len(planes[0])
+        fits = all(plane.shape == (own, width * wide // 8) for plane, wide in zip(planes, PLANES[bits], strict=True))
+        if not fits or len(levels) & (len(levels) - 1) or len(levels) < 1 << bits:
+            raise ValueError("wrong sizes")
+        step = max(1, PIECE // max(width, 1))
+        for first in range(0, own, step):
+            piece = _levels(bits, planes, levels, first, min(first + step, own))
+            result[place[done + first : done + first + len(piece)]] = piece[:, order]
+        done += own
+    if done != rows or taken + len(rest) + 1 != len(inputs):
+        raise ValueError("rows are missing")
+    return result.reshape(shape)
+
+
+def _levels(
+    bits: int, planes: list[np.ndarray[Any, Any]], levels: np.ndarray[Any, Any], first: int, last: int
+) -> Bytes:
+    """Rows first to last of one group, uint8, in rounding order."""
+    window = len(levels).bit_length() - 1
+    memory = -(-window // bits) - 1
+    start = max(0, first - memory)
+    symbols: np.ndarray[Any, Any] | None = None
+    shift = 0
+    for plane, wide in zip(planes, PLANES[bits], strict=True):
+        piece, mask = plane[start:last], (1 << wide) - 1
+        part = np.concatenate([(piece >> (wide * at)) & mask for at in range(8 // wide)], axis=1)
+        symbols = part if symbols is None else symbols | (part << shift)
+        shift += wide
+    assert symbols is not None
+    full = symbols.astype(np.uint16)
+    for back in range(1, memory + 1):
+        if back < min(symbols.shape):
+            full[back:, :-back] |= symbols[:-back, back:].astype(np.uint16) << (bits * back)
+    full &= (1 << window) - 1
+    return np.take(levels, full[first - start :])
+
+
+def _call(data: bytes, start: int, end: int) -> _Call | None:
+    """A call of one of our functions, None for any other node."""
+    if _string(data, start, end, 7) != DOMAIN:
+        return None
+    inputs = [data[value:stop].decode() for field, _, value, stop in walk(data, start, end) if field == 1]
+    return _Call(_string(data, start, end, 4), tuple(inputs), _string(data, start, end, 2))
+
+
+def _tensor(data: bytes, start: int, end: int, weights: Bytes) -> np.ndarray[Any, Any]:
+    """An initializer of the graph, or a view of it in the data file."""
+    dims: list[int] = []
+    kind, raw = 0, None
+    entries: dict[str, str] = {}
+    for field, wire, value, stop in walk(data, start, end):
+        if field == 1:
+            dims += [value] if wire == 0 else list(_varints(data, value, stop))
+        elif field == 2:
+            kind = value
+        elif field == 9:
+            raw = data[value:stop]
+        elif field == 13:
+            entries[_string(data, value, stop, 1)] = _string(data, value, stop, 2)
+    if raw is not None:
+        return np.frombuffer(raw, _DTYPES[kind]).reshape(dims)
+    offset, length = int(entries["offset"]), int(entries["length"])
+    return weights[offset : offset + length].view(_DTYPES[kind]).reshape(dims)
+
+
+def _declared(name: str, shape: tuple[int, ...]) -> bytes:
+    """A TensorProto of uint8 whose bytes are given from outside."""
+    text = {"location": "unpacked", "offset": "0", "length": str(math.prod(shape))}
+    entries = [_tagged(1, key.encode()) + _tagged(2, value.encode()) for key, value in text.items()]
+    dims = b"".join(b"\x08" + _varint(size) for size in shape)
+    body = dims + b"\x10\x02" + _tagged(8, name.encode())
+    return body + b"".join(_tagged(13, entry) for entry in entries) + b"\x70\x01"
+
+
+def _field(field: int, wire: int, data: bytes, value: int, stop: int) -> bytes:
+    """A field as it was."""
+    if wire == 2:
+        return _tagged(field, data[value:stop])
+    key = _varint(field << 3 | wire)
+    return key + (_varint(value) if wire == 0 else data[value:stop])
+
+
+def _tagged(field: int, payload: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(payload)) + payload
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
+def _varints(data: bytes, start: int, end: int) -> list[int]:
+    found, value, shift = [], 0, 0
+    for byte in data[start:end]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            found.append(value)
+            value = shift = 0
+    return found
+
+
+def _string(data: bytes, start: int, end: int, wanted: int) -> str:
+    for field, wire, value, stop in walk(data, start, end):
+        if field == wanted and wire == 2:
+            return data[value:stop].decode()
+    return ""

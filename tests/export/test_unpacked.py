@@ -1,0 +1,78 @@
+"""Packed matrices unpacked by our runtime, against onnxruntime folding the functions of the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from export_session import empty_cache, open_session, step
+from export_tiny import make_checkpoint, tiny_model
+
+from edge_svd.export import export_bundle
+from edge_svd.formats import SiteFormat
+from edge_svd.runtime.errors import BundleError
+from edge_svd.runtime.unpack import unpacked
+
+TOKENS = np.random.default_rng(0).integers(3, 96, (1, 12))
+FILES = ("model_scoring.onnx", "model.onnx.data")
+
+
+@pytest.fixture(scope="module", params=(True, False), ids=("tied", "untied"))
+def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    folder = tmp_path_factory.mktemp("coded")
+    model = tiny_model("llama", tie_word_embeddings=request.param, hidden_size=40)
+    table = SiteFormat("table", rows=((6, 10), (3, 50), (1, 36)))
+    widths = iter([1, 2, 3, 4, 5, 6] * 10)
+
+    def choose(site: object) -> SiteFormat:
+        kind = site.type  # type: ignore[attr-defined]
+        return table if kind in ("embedding", "lm_head") else SiteFormat("trellis", bits=next(widths))
+
+    architecture = make_checkpoint(folder / "checkpoint", model, choose)
+    return export_bundle(folder / "checkpoint", folder / "bundle"), architecture
+
+
+def files(bundle: Path) -> tuple[bytes, np.ndarray]:
+    graph, data = ((bundle / name).read_bytes() for name in FILES)
+    return graph, np.frombuffer(data, np.uint8)
+
+
+def test_both_ways_give_the_same_logits(coded: tuple[Path, object]) -> None:
+    bundle, a = coded
+    folded, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
+    graph, made = unpacked(*files(bundle), FILES[0])
+    assert len(made) >= 15 and all(array.dtype == np.uint8 for array in made.values())
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_external_initializers(list(made), [ort.OrtValue.ortvalue_from_numpy(array) for array in made.values()])
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
+    given, _ = step(ort.InferenceSession(graph, options), a, TOKENS, empty_cache(a))
+    np.testing.assert_array_equal(folded, given)
+
+
+def test_a_graph_without_packed_matrices_stays_as_it_is(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", tiny_model("llama"))
+    graph, data = files(export_bundle(tmp_path / "checkpoint", tmp_path / "bundle"))
+    assert unpacked(graph, data, "g") == (graph, {})
+
+
+@pytest.mark.parametrize("change", [(b"Table6_3_1", b"Table6_2_1"), (b"Unpack3", b"Unpack9"), (b"Unpack2", b"Unpack1")])
+def test_calls_that_do_not_fit_are_refused(coded: tuple[Path, object], change: tuple[bytes, bytes]) -> None:
+    graph, data = files(coded[0])
+    assert change[0] in graph
+    with pytest.raises(BundleError, match="does not fit its own tensors"):
+        unpacked(graph.replace(*change), data, "g")
+
+
+def test_rows_out_of_place_are_refused(coded: tuple[Path, object]) -> None:
+    graph, data = files(coded[0])
+    _, made = unpacked(graph, data, "g")
+    places = np.frombuffer(data.tobytes(), "<u2")
+    rows = len(next(array for name, array in made.items() if array.shape[0] == 96))
+    start = next(i for i in range(len(places) - rows) if sorted(places[i : i + rows]) == list(range(rows)))
+    damaged = data.copy()
+    damaged[2 * start : 2 * start + 2] = damaged[2 * start + 2 : 2 * start + 4]
+    with pytest.raises(BundleError, match="does not fit its own tensors"):
+        unpacked(graph, damaged, "g")
