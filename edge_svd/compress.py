@@ -32,6 +32,7 @@ from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import context_of, lookup_scale
+from edge_svd.quantize.blocks import pack_blocks, round_blocks
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import round_rows
 from edge_svd.quantize.table import dealt_as, round_table, row_noise
@@ -113,7 +114,7 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
         if fmt.factored:
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
             parts = factored_parts(context, fmt)
-        elif fmt.kind in CODED:
+        elif fmt.kind in CODED or fmt.kind == "blocks":
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
             context = replace(context, lookup_scale=lookup_scale(module))
             parts = coded_parts(context, fmt)
@@ -134,7 +135,9 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
 
 
 def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
-    """The planes, row scales and orders of a trellis-coded matrix or table."""
+    """The stored tensors of a matrix whose rounding looks at the metrics: in blocks, or trellis-coded, or a table."""
+    if fmt.kind == "blocks":
+        return _block_parts(context, fmt)
     if fmt.kind == "trellis":
         made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
         return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
@@ -152,6 +155,20 @@ def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor
     order = torch.argsort(metric.inputs.order).to(torch.uint16)
     columns = torch.nn.functional.pad(metric.columns, (0, len(order) - len(metric.columns)), value=1.0)
     return {**parts, "s8": scale, "c8": columns, "order": order, "place": place.to(narrow)}
+
+
+def _block_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    if context.roles:
+        metric = table_metric(context, columns=False)
+        made = round_blocks(context.weight, metric.inputs, None, fmt)
+    else:
+        made = round_blocks(context.weight, context.inputs, context.outputs, fmt)
+    parts = {"q": pack_blocks(made.values, fmt.bits), "u8": made.grid.code, "s8": made.grid.row}
+    if fmt.zero:
+        count = 8 // fmt.bits
+        wide = torch.nn.functional.pad(made.grid.zero, (0, -made.grid.zero.shape[1] % count))
+        parts["z"] = pack_blocks(wide, fmt.bits)
+    return parts
 
 
 def _planes(made: Trellis) -> dict[str, torch.Tensor]:

@@ -34,13 +34,16 @@ INT16_LIMIT = 127 * 256
 PIVOTED = ("row-pivoted", "column-pivoted")
 FACTORED = ("low-rank", *PIVOTED)
 CODED = ("trellis", "table")
-KINDS = ("int8", "int16", *FACTORED, *CODED)
+KINDS = ("int8", "int16", *FACTORED, *CODED, "blocks")
 ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "uint32": 4, "bfloat16": 2, "float32": 4}
 
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 """Bits of a trellis code's symbols → the planes that hold them, each filling whole bytes."""
 
 TRELLIS_BITS = tuple(PLANES)
+BLOCK_BITS = (2, 4, 8)
+BLOCK_SIZES = (32, 64, 128)
+"""Bits a weight and inputs a block that onnxruntime's MatMulNBits multiplies with as they are."""
 
 MOST_PIVOTED = 65_535
 """Rows or columns of a pivoted matrix are numbered in 16 bits."""
@@ -51,7 +54,8 @@ class SiteFormat:
     """The format chosen for one matrix.
 
     `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the pivot rows or columns of a pivoted
-    one; `bits` a weight for a trellis; `rows` of a table: (bits, rows) of each group, most bits first.
+    one; `bits` a weight for a trellis or blocks; `rows` of a table: (bits, rows) of each group, most bits first; blocks
+    of `block` inputs, with a zero point each or symmetric.
     """
 
     kind: str
@@ -59,12 +63,18 @@ class SiteFormat:
     k16: int = 0
     bits: int = 0
     rows: tuple[tuple[int, int], ...] = ()
+    block: int = 0
+    zero: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Unknown format {self.kind!r}; known formats are {', '.join(KINDS)}.")
-        if (self.bits in TRELLIS_BITS) != (self.kind == "trellis"):
-            raise InputError(f"Format {self.kind!r} cannot have {self.bits} bits; only a trellis has, from 1 to 6.")
+        if self.bits not in {"trellis": TRELLIS_BITS, "blocks": BLOCK_BITS}.get(self.kind, (0,)):
+            raise InputError(
+                f"Format {self.kind!r} cannot have {self.bits} bits; a trellis has 1 to 6 and blocks have 2, 4 or 8."
+            )
+        if self.block not in (BLOCK_SIZES if self.kind == "blocks" else (0,)) or (self.zero and self.kind != "blocks"):
+            raise InputError(f"Format {self.kind!r} cannot have blocks of {self.block} with zero points {self.zero}.")
         if (self.kind == "table") != bool(self.rows) or not _descending(self.rows):
             raise InputError(f"Format {self.kind!r} cannot have the row groups {self.rows!r}.")
         if self.kind in PIVOTED:
@@ -89,7 +99,10 @@ class SiteFormat:
 
     @property
     def family(self) -> str:
-        """What `--candidates` calls it: both pivoted kinds are one, and so are both trellis-coded ones."""
+        """What `--candidates` calls it: both pivoted kinds are one, and so are both trellis-coded ones; blocks
+        are one for each number of bits."""
+        if self.kind == "blocks":
+            return f"blocks-{self.bits}"
         return "pivoted" if self.kind in PIVOTED else "trellis" if self.kind in CODED else self.kind
 
     @property
@@ -105,6 +118,8 @@ class SiteFormat:
             return sum(count for _, count in self.rows) == shape[0]
         if self.kind == "trellis":
             return shape[1] <= MOST_PIVOTED
+        if self.kind == "blocks":
+            return shape[1] % self.block == 0
         return self.rank <= min(shape)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,6 +129,8 @@ class SiteFormat:
             return {"kind": self.kind, "bits": self.bits}
         if self.kind == "table":
             return {"kind": self.kind, "rows": [list(group) for group in self.rows]}
+        if self.kind == "blocks":
+            return {"kind": self.kind, "bits": self.bits, "block": self.block, "zero": self.zero}
         return {"kind": self.kind}
 
     @classmethod
@@ -121,7 +138,10 @@ class SiteFormat:
         """Strict inverse of `to_json`; raises InputError on anything else."""
         if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str) or set(value) - FIELDS:
             raise InputError(f"A site's format must be an object with {', '.join(sorted(FIELDS))}, got {value!r}.")
-        numbers = {key: value.get(key, 0) for key in ("k8", "k16", "bits")}
+        numbers = {key: value.get(key, 0) for key in ("k8", "k16", "bits", "block")}
+        zero = value.get("zero", False)
+        if type(zero) is not bool:
+            raise InputError(f"`zero` of a site's format must be true or false, got {value!r}.")
         if any(type(number) is not int for number in numbers.values()):
             raise InputError(f"Ranks and bits of a site's format must be integers, got {value!r}.")
         groups = value.get("rows", [])
@@ -129,10 +149,10 @@ class SiteFormat:
             not isinstance(group, list) or [type(entry) for entry in group] != [int, int] for group in groups
         ):
             raise InputError(f"Row groups of a site's format must be pairs of integers, got {value!r}.")
-        return cls(value["kind"], **numbers, rows=tuple((bits, count) for bits, count in groups))
+        return cls(value["kind"], **numbers, rows=tuple((bits, count) for bits, count in groups), zero=zero)
 
 
-FIELDS = frozenset(("kind", "k8", "k16", "bits", "rows"))
+FIELDS = frozenset(("kind", "k8", "k16", "bits", "rows", "block", "zero"))
 
 
 def _descending(rows: tuple[tuple[int, int], ...]) -> bool:
@@ -153,7 +173,8 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
     coefficients. column-pivoted: y = B (x₁ + C x₂), where [x₁; x₂] is x in the order of `order`, B = s8 b8 the pivot
     columns, C = t8 c8 the other columns' coefficients. trellis: symbols in planes, `order` says at which place of the
     rounding each column stands. table: the same for each group g of rows; `place` says at which place of the groups one
-    after the other each row stands; s8 scales the rows and c8 the columns, in their own order.
+    after the other each row stands; s8 scales the rows and c8 the columns, in their own order. blocks: integers q,
+    the scale s8 · u8 / 255 and zero points z of each block, several to a byte from its low bits up.
 
     Raises InputError where the matrix has no such rank.
     """
@@ -164,6 +185,10 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
         return {"q8": ("int8", (m, n)), "s8": ("bfloat16", (m,))}
     if fmt.kind == "int16":
         return {"q16": ("int16", (m, n)), "s16": ("bfloat16", (m,))}
+    if fmt.kind == "blocks":
+        blocks = n // fmt.block
+        zeros = {"z": ("uint8", (m, -(-blocks * fmt.bits // 8)))} if fmt.zero else {}
+        return {"q": ("uint8", (m, n * fmt.bits // 8)), "u8": ("uint8", (m, blocks)), "s8": ("bfloat16", (m,)), **zeros}
     if fmt.kind == "trellis":
         return {**_planes((m, n), fmt.bits), "s8": ("bfloat16", (m,)), "order": ("uint16", (n,))}
     if fmt.kind == "table":

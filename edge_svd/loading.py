@@ -12,6 +12,7 @@ from edge_svd.architectures import Site, norms_of
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.factored import FactoredLinear
 from edge_svd.formats import CODED, PIVOTED, PLANES
+from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
 from edge_svd.quantize.trellis import decode, unpack
 from edge_svd.trellis_code import trellis_code
 
@@ -51,6 +52,8 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
     if fmt.kind in CODED:
         matrix = coded_levels(checkpoint, site).float() * read("s8")[:, None]
         return ((matrix * read("c8") if fmt.rows else matrix)[:, :n].contiguous(),)
+    if fmt.kind == "blocks":
+        return (blocked(checkpoint, site).matrix().contiguous(),)
     if not fmt.factored:
         bits = 8 if fmt.kind == "int8" else 16
         return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)
@@ -79,6 +82,21 @@ def coded_levels(checkpoint: Checkpoint, site: Site) -> torch.Tensor:
         decoded.append(decode(unpack(planes, bits), trellis_code(bits)))
     levels = np.concatenate(decoded)[:, checkpoint.tensor(f"{site.name}.order")]
     return torch.from_numpy(levels[checkpoint.tensor(f"{site.name}.place")] if fmt.rows else levels)
+
+
+def blocked(checkpoint: Checkpoint, site: Site) -> Blocked:
+    """A matrix in blocks, from its stored integers."""
+    fmt, count = checkpoint.formats[site.name], site.shape[1] // checkpoint.formats[site.name].block
+
+    def read(suffix: str) -> torch.Tensor:
+        return torch.from_numpy(checkpoint.tensor(f"{site.name}.{suffix}"))
+
+    row = torch.from_numpy(checkpoint.tensor(f"{site.name}.s8").astype(np.float32)).to(torch.bfloat16)
+    if fmt.zero:
+        zero = unpack_blocks(read("z"), fmt.bits)[:, :count]
+    else:
+        zero = torch.full((site.shape[0], count), 2 ** (fmt.bits - 1), dtype=torch.uint8)
+    return Blocked(unpack_blocks(read("q"), fmt.bits), Grid(row, read("u8"), zero, fmt.bits, fmt.block))
 
 
 def _place(model: Any, checkpoint: Checkpoint, site: Site) -> None:

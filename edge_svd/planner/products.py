@@ -90,6 +90,10 @@ def _column_pivoted(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Ca
     return Calls((Product(k, n - k, 8, NARROW_BLOCK), Product(m, k, 8, NARROW_BLOCK)), (k, n - k))
 
 
+def _blocks(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+    return Calls((Product(shape[0], shape[1], fmt.bits, fmt.block, zero_points=fmt.zero),))
+
+
 PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
     "int8": _int8,
     "int16": _int16,
@@ -98,6 +102,7 @@ PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
     "column-pivoted": _column_pivoted,
     "trellis": _int8,  # the graph unpacks it into int8 rows before the session packs them
     "table": _int8,
+    "blocks": _blocks,
 }
 """Kind → its calls for a matrix [m, n], a format, and the graph's largest block."""
 

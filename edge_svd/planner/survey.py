@@ -24,8 +24,8 @@ from edge_svd.quantize.table import row_noise, sampled_table_error
 from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
-DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "trellis")
-VERSION = 6
+DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
+VERSION = 7
 
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""
@@ -219,7 +219,7 @@ def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, 
     """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
 
     def corrected(c: Candidate) -> Candidate:
-        which = "factored" if c.format.factored else "coded" if c.format.kind in CODED else ""
+        which = "factored" if c.format.factored else "coded" if c.format.kind in (*CODED, "blocks") else ""
         share = corrections.get(which, {}).get(name, 1.0)
         return Candidate(c.format, c.bytes, c.loss * share, c.score * (share if in_kl else 1.0))
 

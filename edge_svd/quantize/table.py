@@ -34,10 +34,12 @@ class TableMetric:
     weight: torch.Tensor
 
     @classmethod
-    def of(cls, w: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> TableMetric:
+    def of(
+        cls, w: torch.Tensor, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], *, columns: bool = True
+    ) -> TableMetric:
         """For W [rows, n], from (row weights [rows], metric [n, n]) of every use of the table."""
-        columns = _column_sizes(w)
-        scale = columns.double()
+        sizes = _column_sizes(w) if columns else torch.ones(w.shape[1], dtype=torch.bfloat16)
+        scale = sizes.double()
         parts = [(rows, metric * scale[:, None] * scale) for rows, metric in parts]
         inputs = InputFactor.of(torch.stack([float(rows.mean()) * metric for rows, metric in parts]).sum(0))
         weight = torch.zeros_like(parts[0][0])
@@ -46,7 +48,7 @@ class TableMetric:
             wide = torch.zeros(len(inputs.order), len(inputs.order), dtype=torch.float64)
             wide[: len(metric), : len(metric)] = metric[ordered][:, ordered]
             weight = weight + rows * float(inputs.factor.spread(wide).sum())
-        return cls(columns, inputs, weight)
+        return cls(sizes, inputs, weight)
 
     def scaled(self, w: torch.Tensor) -> torch.Tensor:
         """W [rows, n] with its columns divided, as it is rounded."""

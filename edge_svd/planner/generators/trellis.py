@@ -44,8 +44,11 @@ def probe(context: SiteContext, bits: int) -> torch.Tensor:
     return sampled_error(context.weight, context.inputs, context.outputs, bits, seed=bits)
 
 
-def table_metric(context: SiteContext) -> TableMetric:
-    """What errors of a table's rows cost, with tokens that the calibration text lacks counted in."""
+def table_metric(context: SiteContext, *, columns: bool = True) -> TableMetric:
+    """What errors of a table's rows cost, with tokens that the calibration text lacks counted in.
+
+    `columns`: for a table whose columns are brought to one size first.
+    """
     variance = context.statistics.head_variance()
     seen = context.statistics.token_frequency()
     uniform = torch.full_like(seen, 1 / len(seen))
@@ -57,7 +60,7 @@ def table_metric(context: SiteContext) -> TableMetric:
     if "head" in context.roles:
         smooth = variance + ANY * float(variance.mean())
         parts.append((smooth, context.statistics.head_metric(context.site.shape[1])))
-    return TableMetric.of(context.weight, parts)
+    return TableMetric.of(context.weight, parts, columns=columns)
 
 
 def _tables(context: SiteContext) -> list[Candidate]:

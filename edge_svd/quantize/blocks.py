@@ -1,0 +1,177 @@
+"""Dense matrices in blocks of few bits, as onnxruntime's MatMulNBits holds them in memory: 2, 4 or 8 bits a weight, a
+scale and, if wanted, a zero point a block of inputs.
+
+Scales are kept as a byte a block on a bfloat16 a row. They are chosen by search, errors weighted as the input metric
+weighs them once feedback is at work, and the weights are then rounded with two-sided error feedback
+(`quantize.feedback`), column by column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from edge_svd.errors import Failure
+from edge_svd.formats import SiteFormat
+from edge_svd.quantize.feedback import UnitFactor
+from edge_svd.quantize.trellis import InputFactor
+
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6, 0.5)
+"""Shares of the range that covers a whole block, tried for its scale: clipping a few large weights pays."""
+
+STEPS = 255
+"""A block's scale is this many times finer than its row's."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scales and zero points of W [m, n] in blocks.
+
+    Attributes:
+        row: bfloat16 [m]; code: uint8 [m, blocks], the scale of a block is row · code / 255.
+        zero: uint8 [m, blocks], the integer that stands for 0.
+        bits, block: the format's.
+    """
+
+    row: torch.Tensor
+    code: torch.Tensor
+    zero: torch.Tensor
+    bits: int
+    block: int
+
+    def scale(self) -> torch.Tensor:
+        """fp32 [m, blocks], as the graph computes it."""
+        return self.code.float() * (self.row.float() / STEPS)[:, None]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A rounded matrix: integers uint8 [m, n] below 2^bits and their grid."""
+
+    values: torch.Tensor
+    grid: Grid
+
+    def matrix(self) -> torch.Tensor:
+        """The rounded matrix, fp32 [m, n]."""
+        spread = [part.repeat_interleave(self.grid.block, 1) for part in (self.grid.scale(), self.grid.zero.float())]
+        return (self.values.float() - spread[1]) * spread[0]
+
+
+def column_weight(inputs: InputFactor, n: int) -> torch.Tensor:
+    """What an η in each of the n columns costs, float64, columns in their own places."""
+    weight = torch.empty_like(inputs.factor.plain)
+    weight[inputs.order] = inputs.factor.plain
+    return weight[:n]
+
+
+def choose_grid(w: torch.Tensor, weight: torch.Tensor, fmt: SiteFormat) -> Grid:
+    """The grid of W [m, n], n a multiple of the block, under column weights [n].
+
+    Raises:
+        Failure: W holds a NaN or an Inf.
+    """
+    if not torch.isfinite(w).all():
+        raise Failure("Cannot round a matrix that holds NaN or Inf.")
+    m, n = w.shape
+    blocks = w.float().reshape(m, n // fmt.block, fmt.block)
+    g = weight.float().reshape(1, n // fmt.block, fmt.block)
+    top = 2**fmt.bits - 1
+    low, high = blocks.amin(2).clamp_max(0), blocks.amax(2).clamp_min(0)
+    middle = 2 ** (fmt.bits - 1)
+    full = (high - low) / top if fmt.zero else torch.maximum(high / (top - middle), -low / middle)
+    row = _up(full.amax(1))
+    best = torch.full_like(full, torch.inf)
+    code, zero = torch.ones_like(full), torch.full_like(full, middle)
+    for shrink in SHRINKS:
+        tried = (full * (shrink * STEPS) / row.float()[:, None]).round().clamp(1, STEPS)
+        step = tried * (row.float() / STEPS)[:, None]
+        centre = (-low * shrink / step).round().clamp(0, top) if fmt.zero else zero
+        q = ((blocks / step[..., None]).round() + centre[..., None]).clamp(0, top)
+        loss = (((q - centre[..., None]) * step[..., None] - blocks).square() * g).sum(2)
+        better = loss < best
+        best = torch.where(better, loss, best)
+        code = torch.where(better, tried, code)
+        zero = torch.where(better, centre, zero) if fmt.zero else zero
+    return Grid(row, code.to(torch.uint8), zero.to(torch.uint8), fmt.bits, fmt.block)
+
+
+def nearest(w: torch.Tensor, grid: Grid) -> Blocked:
+    """W [m, n] rounded to the nearest point of its grid."""
+    scale, zero = (part.repeat_interleave(grid.block, 1) for part in (grid.scale(), grid.zero.float()))
+    return Blocked(((w / scale).round() + zero).clamp(0, 2**grid.bits - 1).to(torch.uint8), grid)
+
+
+def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None, fmt: SiteFormat) -> Blocked:
+    """Round W [m, n] with error feedback in both metrics, or along the inputs alone without `c_out`."""
+    n = w.shape[1]
+    grid = choose_grid(w, column_weight(inputs, n), fmt)
+    order = inputs.order[inputs.order < n]
+    scale = grid.scale().repeat_interleave(fmt.block, 1)[:, order].contiguous().numpy()
+    zero = grid.zero.float().repeat_interleave(fmt.block, 1)[:, order].contiguous().numpy()
+    ordered = w[:, order].float().contiguous().numpy()
+    right = inputs.factor.upper[:n, :n].contiguous().numpy()
+    below = c_out.upper.contiguous().numpy() if c_out is not None else np.zeros((0, 0), np.float32)
+    made = np.empty(tuple(w.shape), np.uint8)
+    made[:, order.numpy()] = _feedback(ordered, right, below, scale, zero, float(2**fmt.bits - 1))
+    return Blocked(torch.from_numpy(made), grid)
+
+
+def predicted_loss(w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, fmt: SiteFormat) -> float:
+    """½ Σ row_i d_j η_ij² of such a rounding, η the error of rounding to nearest; rows [m] weigh the outputs."""
+    weight = column_weight(inputs, w.shape[1])
+    error = nearest(w, choose_grid(w, weight, fmt)).matrix() - w
+    return 0.5 * float(rows @ (error.double().square() @ weight))
+
+
+def pack_blocks(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [m, n] → [m, n · bits / 8], the first of a byte's values in its low bits."""
+    count = 8 // bits
+    parts = values.reshape(values.shape[0], -1, count).to(torch.int32)
+    return (parts << (torch.arange(count, dtype=torch.int32) * bits)).sum(2).to(torch.uint8)
+
+
+def unpack_blocks(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Inverse of `pack_blocks`."""
+    shifts = torch.arange(8 // bits, dtype=torch.int32) * bits
+    return ((packed.to(torch.int32)[..., None] >> shifts) & (2**bits - 1)).reshape(len(packed), -1).to(torch.uint8)
+
+
+def _up(x: torch.Tensor) -> torch.Tensor:
+    """A bfloat16 not below; one for zero."""
+    from edge_svd.quantize.rows import bfloat16_at_least
+
+    return bfloat16_at_least(x)
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _feedback(w: Any, right: Any, below: Any, scale: Any, zero: Any, top: float) -> Any:
+    """w, scale, zero float32 [m, n] in rounding order; right [n, n] = A; below [m, m] = B or [0, 0]. Integers uint8."""
+    m, n = w.shape
+    two_sided = below.shape[0] > 0
+    moved = np.zeros((n, m), np.float32)
+    error = np.empty(m, np.float32)
+    result = np.empty((m, n), np.uint8)
+    for j in range(n):
+        known = moved[j]
+        pushed = np.zeros(m, np.float32)
+        for i in range(m):
+            target = w[i, j] + known[i] + pushed[i]
+            q = min(max(np.round(target / scale[i, j]) + zero[i, j], np.float32(0)), np.float32(top))
+            result[i, j] = np.uint8(q)
+            e = w[i, j] - (q - zero[i, j]) * scale[i, j]
+            error[i] = e
+            if two_sided:
+                u = e + known[i]
+                row = below[i]
+                for p in range(i + 1, m):
+                    pushed[p] += u * row[p]
+        for later in range(j + 1, n):
+            share = right[j, later]
+            target_row = moved[later]
+            for i in range(m):
+                target_row[i] += error[i] * share
+    return result
