@@ -3,8 +3,8 @@
     python benchmarks/resident_products.py [--threads 2] [--seconds 0.5]
 
 The chains are those of `edge-svd bench --profile`. Beside the measured anonymous bytes a weight stands what
-`edge_svd.planner.memory` predicts, so that the constants of the shipped profiles can be checked on any machine. Prints a
-table and writes benchmarks/results/resident-products-DATE.json.
+`edge_svd.planner.memory` predicts, so that the constants of the shipped profiles can be checked on any machine. Prints
+a table and writes benchmarks/results/resident-products-DATE.json.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
             rows.append(request | found | {"predicted_bytes": predicted})
             weights = 2 * pairs * n * k
             print(
-                f"{bits} bits, block {block:>3}, {n:>4} x {k:<4}  held {found['anonymous_bytes'] / weights:.3f} bytes a "
-                f"weight, predicted {predicted / weights:.3f}  {1e6 * seconds:7.2f} µs a product",
+                f"{bits} bits, block {block:>3}, {n:>4} x {k:<4}  held {found['anonymous_bytes'] / weights:.3f} bytes "
+                f"a weight, predicted {predicted / weights:.3f}  {1e6 * seconds:7.2f} µs a product",
                 flush=True,
             )
     report = {"date": today(), "machine": describe(), "threads": options.threads, "rows": rows}
