@@ -38,7 +38,7 @@ CHAIN_SHARE = 0.1
 
 MOST_PAIRS = 600
 SECONDS = 0.6
-CONTEXT = 1024
+CONTEXT, SHORTEST_CONTEXT = 1024, 128
 BANDWIDTH_BYTES = 256_000_000
 ACTIVATION_BYTES = 1_500_000
 """About what a pass over 32 tokens leaves in the arena; a session's own bytes are counted without it."""
@@ -55,8 +55,10 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     """
     opened = open_bundle(bundle)
     context = min(CONTEXT, opened.manifest.model.max_context)
-    if context < 128:
-        raise InputError(f"A profile needs a bundle with a context of at least 128 tokens, not {context}.")
+    if context < SHORTEST_CONTEXT:
+        raise InputError(
+            f"A profile needs a bundle with a context of at least {SHORTEST_CONTEXT} tokens, not {context}."
+        )
     if not Path("/proc/self/smaps").exists():
         raise Failure("A profile can be measured on Linux only: resident memory is read from /proc.")
     chains, total = [], 2 * len(KERNELS) + 1
