@@ -3,7 +3,7 @@
     python benchmarks/planner_scale.py
 
 Losses are synthetic (spectra that fall off like powers, each matrix its own); shapes, formats, bytes, resident bytes
-and times are real. Every size is solved for bytes alone and for bytes, memory and speed together. Prints a table and
+and times are real. Every size is solved for bytes alone, then for bytes, memory and speed together. Prints a table and
 writes benchmarks/results/planner-scale-DATE.json.
 """
 

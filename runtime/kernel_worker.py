@@ -80,7 +80,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         session.run(None, {"x": x})
         after = (anonymous_bytes() or 0, file_bytes() or 0)
         peak = peak_rss_bytes() or 0
-        times = []
+        times: list[float] = []
         until = time.perf_counter() + float(request["seconds"])
         while len(times) < 5 or time.perf_counter() < until:
             started = time.perf_counter()

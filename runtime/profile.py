@@ -1,7 +1,8 @@
 """`bench --profile`: what a device profile says of this machine, measured in under two minutes.
 
 Kernels run in chains too large for the caches, each in a fresh process; a line through two sizes separates the cost of
-a launch from the cost of a weight. The bundle gives the process, the session and everything between the products.
+a launch from the cost of a weight. The bundle gives the process, the session and everything between the products. Other
+programs must rest meanwhile: the profile says how busy the machine was.
 """
 
 from __future__ import annotations
@@ -27,10 +28,17 @@ from edge_svd.runtime.schema import MODEL_NAME, TOKENIZER_NAME
 KERNELS = ((8, 16), (8, 32), (8, 64), (8, 128), (4, 16), (4, 32), (4, 64), (4, 128), (2, 32), (2, 64), (2, 128))
 """Bits and blocks; 2 bits in blocks of 16 have no fast kernel."""
 
-SMALL, LARGE = (576, 192), (1536, 576)
-CHAIN_BYTES = 48_000_000
+SMALL, LARGE = (576, 576), (1536, 576)
+CHAIN_BYTES = 128_000_000
+"""Stored numbers of a chain: a language model's weights are never in a cache, and out of one a product is up to twice
+as fast."""
+
+CHAIN_SHARE = 0.1
+"""Of the free memory, on small devices; packing takes about three times as much for a moment."""
+
+MOST_PAIRS = 600
 SECONDS = 0.6
-CONTEXT = 1024
+CONTEXT, SHORTEST_CONTEXT = 1024, 128
 BANDWIDTH_BYTES = 256_000_000
 ACTIVATION_BYTES = 1_500_000
 """About what a pass over 32 tokens leaves in the arena; a session's own bytes are counted without it."""
@@ -47,8 +55,10 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     """
     opened = open_bundle(bundle)
     context = min(CONTEXT, opened.manifest.model.max_context)
-    if context < 128:
-        raise InputError(f"A profile needs a bundle with a context of at least 128 tokens, not {context}.")
+    if context < SHORTEST_CONTEXT:
+        raise InputError(
+            f"A profile needs a bundle with a context of at least {SHORTEST_CONTEXT} tokens, not {context}."
+        )
     if not Path("/proc/self/smaps").exists():
         raise Failure("A profile can be measured on Linux only: resident memory is read from /proc.")
     chains, total = [], 2 * len(KERNELS) + 1
@@ -111,8 +121,8 @@ def write_profile(bundle: Path | str, out: Path, *, threads: int = 2) -> None:
 
 def _chain(bits: int, block: int, shape: tuple[int, int], threads: int) -> dict[str, Any]:
     weights = shape[0] * shape[1]
-    pairs = max(2, round(CHAIN_BYTES / (2 * weights * bits / 8)))
-    pairs = min(pairs, 400)
+    stored = min(CHAIN_BYTES, CHAIN_SHARE * _meminfo("MemAvailable"))
+    pairs = min(max(2, round(stored / (2 * weights * bits / 8))), MOST_PAIRS)
     request = {"rows": shape[0], "columns": shape[1], "bits": bits, "block": block, "pairs": pairs}
     return fresh_process("kernel_worker", request | {"threads": threads, "seconds": SECONDS})
 
@@ -193,11 +203,12 @@ def _toml(
     kernels: dict[tuple[int, int], float],
 ) -> str:
     processor, instructions = _processor()
+    busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     source = f"edge-svd bench --profile on {processor} with onnxruntime {onnxruntime.__version__}, {threads} threads"
     lines = [
         f"summary = {json.dumps(f'{processor}, {os.cpu_count()} cores')}",
         'basis = "measured"',
-        f"sources = [{json.dumps(source)}]",
+        f"sources = {json.dumps([source, busy])}",
         "",
         "[device]",
         *(f"{key} = {value:.6g}" if isinstance(value, float) else f"{key} = {value}" for key, value in device.items()),

@@ -43,7 +43,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     last = context - _STEPS - 1
     for _ in range(_ROUNDS):
         shallow += _decode(session, _SHALLOW)
-    session.prefill(tokens[session.position : last], chunk=_SHALLOW)
+    session.truncate(_SHALLOW)
+    session.prefill(tokens[_SHALLOW:last], chunk=_SHALLOW)
     for _ in range(_ROUNDS):
         deep += _decode(session, last)
     session.prefill(tokens[session.position :])

@@ -29,6 +29,9 @@ REUSE = 30
 """A freed buffer serves a request of up to half its size, so with many different widths fewer buffers stay: their sum S
 counts as S / (1 + S / (REUSE * widest)). Fitted on plans of 0 to 29,000 numbers of different widths a token."""
 
+PACKED_GROUPS = {2: 4}
+"""Blocks of a row that a kernel packs together, where it is not one: 2-bit rows of 5 blocks take the room of 8."""
+
 QUANTISED = 1.5
 """Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
 
@@ -69,9 +72,13 @@ class Memory:
 
 def product_bytes(product: Product, costs: MemoryCosts) -> float:
     """Anonymous bytes that one product holds, its scales counted as its own."""
-    numbers = product.rows * product.blocks * product.block * product.bits / 8
-    zeros = product.rows * product.blocks if product.zero_points else 0
-    return numbers + zeros + product.rows * product.blocks * costs.block_bytes + costs.product_bytes
+    group = PACKED_GROUPS.get(product.bits, 1)
+    packed = -(-product.blocks // group) * group
+    numbers = packed * product.block * product.bits / 8
+    zeros = product.blocks if product.zero_points else 0
+    # Of the three values a block, the folded scale is not packed.
+    values = costs.block_bytes * (2 * packed + product.blocks) / 3
+    return product.rows * (numbers + zeros + values) + costs.product_bytes
 
 
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, largest_block: int = NARROW_BLOCK) -> int:

@@ -116,7 +116,8 @@ class Plan:
                 prompt_chunk=_typed(value["prompt_chunk"], int),
                 device=_typed(value["device"], str),
                 targets=Targets(
-                    *(_optional(limits[key], int) for key in ("file_bytes", "peak_rss_bytes")),
+                    _optional(limits["file_bytes"], int),
+                    _optional(limits["peak_rss_bytes"], int),
                     None if limits["decode_tokens_per_s"] is None else _number(limits["decode_tokens_per_s"]),
                 ),
                 file_bytes=_typed(predicted["file_bytes"], int),

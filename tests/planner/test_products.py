@@ -17,8 +17,8 @@ from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
 from edge_svd.export.graph import CACHE
 from edge_svd.formats import KINDS, SiteFormat
-from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory
-from edge_svd.planner.products import PRODUCTS, graph_block, products
+from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory, product_bytes
+from edge_svd.planner.products import PRODUCTS, Product, graph_block, products
 from edge_svd.runtime.graph_products import graph_products
 
 COSTS = MemoryCosts(1000, 100, 2.0, 10, 12.0)
@@ -68,6 +68,13 @@ def test_products_are_those_of_the_graph(fmt: SiteFormat, architecture: Architec
 def test_resident_bytes_of_an_int8_matrix_by_hand() -> None:
     # 64 rows of 96 numbers in 3 blocks of 32, 12 bytes a block, 10 for the call.
     assert matrix_bytes((64, 96), SiteFormat("int8"), COSTS, 32) == 64 * 96 + 64 * 3 * 12 + 10
+
+
+def test_two_bits_are_packed_four_blocks_at_a_time() -> None:
+    # 5 blocks of 128 take the room of 8, with two values each; the folded scales stay 5.
+    product = Product(64, 640, 2, 128)
+    assert product_bytes(product, COSTS) == 64 * (8 * 32 + 8 * 8 + 5 * 4) + 10
+    assert product_bytes(Product(64, 640, 4, 128), COSTS) == 64 * (5 * 64 + 5 * 12) + 10
 
 
 def test_cache_is_counted_in_the_graph_s_own_elements(architecture: Architecture) -> None:
