@@ -45,6 +45,9 @@ BLOCK_BITS = (2, 4, 8)
 BLOCK_SIZES = (32, 64, 128)
 """Bits a weight and inputs a block that onnxruntime's MatMulNBits multiplies with as they are."""
 
+BLOCK_STEPS = 255
+"""A block's scale is a byte, in steps of this share of its row's."""
+
 MOST_PIVOTED = 65_535
 """Rows or columns of a pivoted matrix are numbered in 16 bits."""
 

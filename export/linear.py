@@ -1,11 +1,13 @@
 """The one place that decides which operators compute a matrix in each format.
 
-Everything is onnxruntime's MatMulNBits with 8 bits: weights stay int8 in memory, activations are quantised per block.
+Everything is onnxruntime's MatMulNBits, with 8 bits but for blocks: weights stay integers in memory, activations are
+quantised per block.
 
     int8       one product.
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
     low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
                of A are added before B reads them twice. Without 16-bit components that is just two products.
+    blocks     one product of 2, 4 or 8 bits, as they lie in the file.
     trellis    one product, on the int8 rows that the graph makes of the code while it is loaded.
     pivoted    by rows: A gives some of the outputs, C the others from them; both side by side, put into order.
                by columns: C adds the other inputs to the pivot ones, and B takes the sum.
@@ -25,7 +27,7 @@ from edge_svd.architectures import Site
 from edge_svd.export import planes
 from edge_svd.export.coded import coded_matrix
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
-from edge_svd.formats import CODED, PIVOTED, SiteFormat, padded
+from edge_svd.formats import BLOCK_STEPS, CODED, PIVOTED, SiteFormat, padded
 
 WIDE_BLOCK, NARROW_BLOCK = 32, 16
 """Block sizes of MatMulNBits. A block of inputs shares one activation scale, and that decides accuracy: SmolLM2 with
@@ -61,6 +63,11 @@ def linear(
         return _pivoted(builder, x, name, (m, n), fmt, add)
     if fmt.kind == "low-rank":
         return _low_rank(builder, x, name, (m, n), fmt, add)
+    if fmt.kind == "blocks":
+        values, codes, zeros = stored_blocks(builder, name, (m, n), fmt)
+        row = builder.shared("Div", float_scale(builder, name, m, "s8"), builder.constant(BLOCK_STEPS, np.float32))
+        scales = builder.shared("Mul", builder.shared("Cast", codes, to=int(FLOAT)), row)
+        return _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
     if fmt.kind == "int16":
         x = builder.shared("Concat", x, x, axis=-1)
     if fmt.kind == "table":
@@ -87,6 +94,21 @@ def dense_matrix(
     tensor = f"{name}.{suffix}"
     value = builder.weight(tensor, UINT8, (m, len(pattern), block), lambda read: reader(read, tensor))
     return value, block, pattern
+
+
+def stored_blocks(
+    builder: Builder, name: str, shape: tuple[int, int], fmt: SiteFormat
+) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """A matrix in blocks: integers uint8 [m, blocks, bytes a block], scale codes [m, blocks], zero points if any."""
+    m, blocks = shape[0], shape[1] // fmt.block
+
+    def stored(suffix: str, *dims: int) -> ir.Value:
+        tensor = f"{name}.{suffix}"
+        return builder.weight(tensor, UINT8, dims, lambda read: iter([read(tensor)]))
+
+    values = stored("q", m, blocks, fmt.block * fmt.bits // 8)
+    zeros = stored("z", m, -(-blocks * fmt.bits // 8)) if fmt.zero else None
+    return values, stored("u8", m, blocks), zeros
 
 
 def stored_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Value:
@@ -201,15 +223,19 @@ def _product(
     shape: tuple[int, int],
     block: int,
     bias: ir.Value | None,
+    bits: int = 8,
+    zeros: ir.Value | None = None,
 ) -> ir.Value:
-    inputs = [x, weight, scales] if bias is None else [x, weight, scales, None, None, bias]
+    inputs = [x, weight, scales, zeros, None, bias]
+    while inputs[-1] is None:
+        inputs.pop()
     return builder.op(
         "MatMulNBits",
         *inputs,
         domain=MICROSOFT,
         N=shape[0],
         K=shape[1],
-        bits=8,
+        bits=bits,
         block_size=block,
         accuracy_level=ACCURACY_LEVEL,
     )

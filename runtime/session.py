@@ -7,6 +7,7 @@ token reached cost no memory.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -57,8 +58,9 @@ def open_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     bundle.check_unchanged()
     try:
+        model, values = _model(bundle, name, options)
         session = onnxruntime.InferenceSession(
-            _model(bundle, name, options),
+            model,
             options,
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(disabled_optimizers),
@@ -73,20 +75,26 @@ def open_onnx(
             f"onnxruntime {onnxruntime.__version__} refuses {name} of the bundle {bundle.path} ({message})."
         ) from None
     bundle.check_unchanged()
+    # onnxruntime reads this memory without owning it.
+    session.edge_svd_unpacked = values
     return session
 
 
-def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> str | bytes:
-    """The path of a graph; the graph itself where matrices had to be unpacked, which `options` then carry."""
+def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> tuple[str | bytes, list[Any]]:
+    """The path of a graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to."""
     path = bundle.path / WEIGHTS_NAME
     weights = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     graph, made = unpacked(bundle.read(name), weights, name)
     if not made:
-        return str(bundle.path / name)
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in made.values()]
+        return str(bundle.path / name), []
+    values = []
+    for make in made.values():
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(make()))
+        if isinstance(weights, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            weights._mmap.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
     options.add_external_initializers(list(made), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
-    return graph
+    return graph, values
 
 
 def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:

@@ -8,7 +8,10 @@ a function is replaced by an initializer whose bytes are handed over when the se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,10 +37,10 @@ class _Call:
     output: str
 
 
-def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, Bytes]]:
-    """(the graph with initializers in place of the calls, the bytes of each of them); no calls: the graph itself.
+def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, Callable[[], Bytes]]]:
+    """(the graph with initializers in place of the calls, what makes the bytes of each); no calls: the graph itself.
 
-    `graph` has passed `check_external_data`, `weights` is the data file. BundleError if a call and its tensors disagree.
+    `graph` has passed `check_external_data`, `weights` is the data file. BundleError if calls do not fit.
     """
     outer = list(walk(graph, 0, len(graph)))
     spans = [(value, stop) for field, wire, value, stop in outer if field == 7 and wire == 2]
@@ -58,19 +61,32 @@ def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, 
         kept.append(_field(field, wire, graph, value, stop))
     if not calls:
         return graph, {}
-    made: dict[str, Bytes] = {}
+    made: dict[str, Callable[[], Bytes]] = {}
     for call in calls:
-        try:
-            made[call.output] = _unpack(call, [_tensor(graph, *tensors[key], weights) for key in call.inputs])
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise BundleError(
-                f"In {name}, the packed matrix {call.output[:80]!r} does not fit its own tensors "
-                f"({type(error).__name__}); do not use this bundle."
-            ) from None
-        kept.append(_tagged(5, _declared(call.output, made[call.output].shape)))
+        with _fitting(call, name):
+            inputs = [_tensor(graph, *tensors[key], weights) for key in call.inputs]
+            shape = tuple(int(size) for size in inputs[-1])
+            kept.append(_tagged(5, _declared(call.output, shape)))
+        made[call.output] = partial(_made, call, inputs, name)
     inner = _tagged(7, b"".join(kept))
     others = [_field(f, w, graph, v, s) for f, w, v, s in outer if f not in (7, 25)]
     return b"".join(others) + inner, made
+
+
+@contextmanager
+def _fitting(call: _Call, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise BundleError(
+            f"In {name}, the packed matrix {call.output[:80]!r} does not fit its own tensors "
+            f"({type(error).__name__}); do not use this bundle."
+        ) from None
+
+
+def _made(call: _Call, inputs: list[np.ndarray[Any, Any]], name: str) -> Bytes:
+    with _fitting(call, name):
+        return _unpack(call, inputs)
 
 
 def _unpack(call: _Call, inputs: list[np.ndarray[Any, Any]]) -> Bytes:

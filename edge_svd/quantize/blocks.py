@@ -16,15 +16,13 @@ import numpy as np
 import torch
 
 from edge_svd.errors import Failure
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import BLOCK_STEPS, SiteFormat
 from edge_svd.quantize.feedback import UnitFactor
+from edge_svd.quantize.rows import bfloat16_at_least
 from edge_svd.quantize.trellis import InputFactor
 
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6, 0.5)
 """Shares of the range that covers a whole block, tried for its scale: clipping a few large weights pays."""
-
-STEPS = 255
-"""A block's scale is this many times finer than its row's."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Grid:
 
     def scale(self) -> torch.Tensor:
         """fp32 [m, blocks], as the graph computes it."""
-        return self.code.float() * (self.row.float() / STEPS)[:, None]
+        return self.code.float() * (self.row.float() / BLOCK_STEPS)[:, None]
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,12 @@ def choose_grid(w: torch.Tensor, weight: torch.Tensor, fmt: SiteFormat) -> Grid:
     low, high = blocks.amin(2).clamp_max(0), blocks.amax(2).clamp_min(0)
     middle = 2 ** (fmt.bits - 1)
     full = (high - low) / top if fmt.zero else torch.maximum(high / (top - middle), -low / middle)
-    row = _up(full.amax(1))
+    row = bfloat16_at_least(full.amax(1))
     best = torch.full_like(full, torch.inf)
     code, zero = torch.ones_like(full), torch.full_like(full, middle)
     for shrink in SHRINKS:
-        tried = (full * (shrink * STEPS) / row.float()[:, None]).round().clamp(1, STEPS)
-        step = tried * (row.float() / STEPS)[:, None]
+        tried = (full * (shrink * BLOCK_STEPS) / row.float()[:, None]).round().clamp(1, BLOCK_STEPS)
+        step = tried * (row.float() / BLOCK_STEPS)[:, None]
         centre = (-low * shrink / step).round().clamp(0, top) if fmt.zero else zero
         q = ((blocks / step[..., None]).round() + centre[..., None]).clamp(0, top)
         loss = (((q - centre[..., None]) * step[..., None] - blocks).square() * g).sum(2)
@@ -138,13 +136,6 @@ def unpack_blocks(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Inverse of `pack_blocks`."""
     shifts = torch.arange(8 // bits, dtype=torch.int32) * bits
     return ((packed.to(torch.int32)[..., None] >> shifts) & (2**bits - 1)).reshape(len(packed), -1).to(torch.uint8)
-
-
-def _up(x: torch.Tensor) -> torch.Tensor:
-    """A bfloat16 not below; one for zero."""
-    from edge_svd.quantize.rows import bfloat16_at_least
-
-    return bfloat16_at_least(x)
 
 
 @numba.njit(fastmath=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]

@@ -91,6 +91,8 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
         return _row_pivoted(wide, n, fmt.k8)
     if fmt.kind == "column-pivoted":
         return _column_pivoted(wide, n, fmt.k8)
+    if fmt.kind == "blocks":
+        return _blocks(weight, fmt)
     if fmt.bits or fmt.rows:
         return _coded(wide, n, fmt)
     if not fmt.factored:
@@ -156,6 +158,31 @@ def _column_pivoted(wide: np.ndarray, n: int, k: int) -> tuple[dict[str, np.ndar
         "order": np.concatenate((pivots, rest)).astype(np.uint16),
     }
     return tensors, made[:, :n].astype(np.float32)
+
+
+def _blocks(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Rounded to nearest, with random zero points around the middle."""
+    m, n = weight.shape
+    count, top = n // fmt.block, 2**fmt.bits - 1
+    draw = np.random.default_rng(m * n)
+    middle = 2 ** (fmt.bits - 1)
+    zero = draw.integers(middle - 1, middle + 1, (m, count)) if fmt.zero else np.full((m, count), middle)
+    row = (np.abs(weight).max(1) / middle * 1.2).astype(ml_dtypes.bfloat16)
+    code = draw.integers(150, 256, (m, count)).astype(np.uint8)
+    scale = code.astype(np.float32) * (row.astype(np.float32) / np.float32(255))[:, None]
+    spread, centre = np.repeat(scale, fmt.block, 1), np.repeat(zero, fmt.block, 1)
+    values = np.clip(np.rint(weight / spread) + centre, 0, top).astype(np.int64)
+
+    def pack(numbers: np.ndarray) -> np.ndarray:
+        each = 8 // fmt.bits
+        padded_ = np.zeros((m, -(-numbers.shape[1] // each) * each), np.int64)
+        padded_[:, : numbers.shape[1]] = numbers
+        return sum(padded_[:, at::each] << (at * fmt.bits) for at in range(each)).astype(np.uint8)
+
+    tensors = {"q": pack(values), "u8": code, "s8": row}
+    if fmt.zero:
+        tensors["z"] = pack(zero)
+    return tensors, ((values - centre) * spread).astype(np.float32)
 
 
 def _coded(wide: np.ndarray, n: int, fmt: SiteFormat) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -15,7 +15,7 @@ from edge_svd.architectures import Architecture
 from edge_svd.errors import InputError
 from edge_svd.export import export_bundle
 from edge_svd.export.decoder import decoder
-from edge_svd.formats import TRELLIS_BITS, SiteFormat
+from edge_svd.formats import BLOCK_BITS, TRELLIS_BITS, SiteFormat
 
 TOLERANCE = 1e-4
 """Largest difference of logits of size about 2 (Gemma: 10) with float32 activations."""
@@ -42,6 +42,10 @@ def coded(bits: int) -> Any:
         "table", rows=((5, 10), (bits if bits < 5 else 4, 50), (1, 36)) if bits > 1 else ((6, 95), (1, 1))
     )
     return lambda site: table if site.type in ("embedding", "lm_head") else SiteFormat("trellis", bits=bits)
+
+
+def in_blocks(bits: int, zero: bool = False) -> Any:
+    return lambda site: SiteFormat("blocks", bits=bits, block=32, zero=zero)
 
 
 def difference(left: np.ndarray, right: np.ndarray) -> float:
@@ -82,8 +86,19 @@ def test_every_family_with_and_without_cache(family: str, tmp_path: Path, exact_
         pivoted("row"),
         pivoted("column"),
         *(coded(bits) for bits in TRELLIS_BITS),
+        *(in_blocks(bits, zero) for bits in BLOCK_BITS for zero in (False, True)),
     ),
-    ids=("int16", "k8", "k8+k16", "k16", "k8 of 16", "rows", "columns", *(f"{bits} bits" for bits in TRELLIS_BITS)),
+    ids=(
+        "int16",
+        "k8",
+        "k8+k16",
+        "k16",
+        "k8 of 16",
+        "rows",
+        "columns",
+        *(f"{bits} bits" for bits in TRELLIS_BITS),
+        *(f"blocks {bits} {zero}" for bits in BLOCK_BITS for zero in (False, True)),
+    ),
 )
 def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations: None) -> None:
     model = tiny_model("llama-bias", tie_word_embeddings=tied)

@@ -43,10 +43,13 @@ def test_both_ways_give_the_same_logits(coded: tuple[Path, object]) -> None:
     bundle, a = coded
     folded, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
     graph, made = unpacked(*files(bundle), FILES[0])
-    assert len(made) >= 15 and all(array.dtype == np.uint8 for array in made.values())
+    arrays = {name: make() for name, make in made.items()}
+    assert len(arrays) >= 15 and all(array.dtype == np.uint8 for array in arrays.values())
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_external_initializers(list(made), [ort.OrtValue.ortvalue_from_numpy(array) for array in made.values()])
+    options.add_external_initializers(
+        list(arrays), [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    )
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
     given, _ = step(ort.InferenceSession(graph, options), a, TOKENS, empty_cache(a))
     np.testing.assert_array_equal(folded, given)
@@ -58,21 +61,43 @@ def test_a_graph_without_packed_matrices_stays_as_it_is(tmp_path: Path) -> None:
     assert unpacked(graph, data, "g") == (graph, {})
 
 
+def test_the_runtime_keeps_what_it_hands_over(tmp_path: Path) -> None:
+    """onnxruntime must own the memory: nothing here holds it once the session is made."""
+    import gc
+
+    from edge_svd.runtime.bundle import open_bundle
+    from edge_svd.runtime.session import open_onnx
+
+    model = tiny_model("llama", tie_word_embeddings=True, vocab_size=4096)
+    table = SiteFormat("table", rows=((6, 96), (3, 4000)))
+    a = make_checkpoint(tmp_path / "c", model, lambda site: table if site.type == "embedding" else SiteFormat("int8"))
+    bundle = export_bundle(tmp_path / "c", tmp_path / "b")
+    options: dict[str, bool] = {"spinning": False, "arena": False}
+    session = open_onnx(open_bundle(bundle), FILES[0], threads=1, **options)
+    expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
+    for _ in range(3):
+        gc.collect()
+        junk = [np.full(4096 * 64, 7, np.uint8) for _ in range(20)]
+        found, _ = step(session, a, TOKENS, empty_cache(a))
+        np.testing.assert_array_equal(found, expected)
+        del junk
+
+
 @pytest.mark.parametrize("change", [(b"Table6_3_1", b"Table6_2_1"), (b"Unpack3", b"Unpack9"), (b"Unpack2", b"Unpack1")])
 def test_calls_that_do_not_fit_are_refused(coded: tuple[Path, object], change: tuple[bytes, bytes]) -> None:
     graph, data = files(coded[0])
     assert change[0] in graph
     with pytest.raises(BundleError, match="does not fit its own tensors"):
-        unpacked(graph.replace(*change), data, "g")
+        all(make() is not None for make in unpacked(graph.replace(*change), data, "g")[1].values())
 
 
 def test_rows_out_of_place_are_refused(coded: tuple[Path, object]) -> None:
     graph, data = files(coded[0])
     _, made = unpacked(graph, data, "g")
     places = np.frombuffer(data.tobytes(), "<u2")
-    rows = len(next(array for name, array in made.items() if array.shape[0] == 96))
+    rows = len(next(array for array in (make() for make in made.values()) if len(array) == 96))
     start = next(i for i in range(len(places) - rows) if sorted(places[i : i + rows]) == list(range(rows)))
     damaged = data.copy()
     damaged[2 * start : 2 * start + 2] = damaged[2 * start + 2 : 2 * start + 4]
     with pytest.raises(BundleError, match="does not fit its own tensors"):
-        unpacked(graph, damaged, "g")
+        all(make() is not None for make in unpacked(graph, damaged, "g")[1].values())
