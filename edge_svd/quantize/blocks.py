@@ -8,12 +8,14 @@ weighs them once feedback is at work, and the weights are then rounded with two-
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edge_svd.errors import Failure
 from edge_svd.formats import BLOCK_STEPS, SiteFormat
@@ -113,8 +115,9 @@ def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None,
     ordered = w[:, order].float().contiguous().numpy()
     right = inputs.factor.upper[:n, :n].contiguous().numpy()
     below = c_out.upper.contiguous().numpy() if c_out is not None else np.zeros((0, 0), np.float32)
-    made = np.empty(tuple(w.shape), np.uint8)
-    made[:, order.numpy()] = _feedback(ordered, right, below, scale, zero, float(2**fmt.bits - 1))
+    rounded, made = np.empty(tuple(w.shape), np.uint8), np.empty(tuple(w.shape), np.uint8)
+    _feedback(ordered, right, below, scale, zero, float(2**fmt.bits - 1), rounded)
+    made[:, order.numpy()] = rounded
     return Blocked(torch.from_numpy(made), grid)
 
 
@@ -139,13 +142,11 @@ def unpack_blocks(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 @numba.njit(fastmath=True, nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _feedback(w: Any, right: Any, below: Any, scale: Any, zero: Any, top: float) -> Any:
-    """w, scale, zero float32 [m, n] in rounding order; right [n, n] = A; below [m, m] = B or [0, 0]. Integers uint8."""
+def _compiled(w: Any, right: Any, below: Any, scale: Any, zero: Any, top: float, result: Any) -> None:
     m, n = w.shape
     two_sided = below.shape[0] > 0
     moved = np.zeros((n, m), np.float32)
     error = np.empty(m, np.float32)
-    result = np.empty((m, n), np.uint8)
     for j in range(n):
         known = moved[j]
         pushed = np.zeros(m, np.float32)
@@ -165,4 +166,24 @@ def _feedback(w: Any, right: Any, below: Any, scale: Any, zero: Any, top: float)
             target_row = moved[later]
             for i in range(m):
                 target_row[i] += error[i] * share
-    return result
+
+
+_LOADING = threading.Lock()
+
+
+def _feedback(
+    w: NDArray[np.float32],
+    right: NDArray[np.float32],
+    below: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    zero: NDArray[np.float32],
+    top: float,
+    result: NDArray[np.uint8],
+) -> None:
+    """w, scale, zero [m, n] in rounding order; right [n, n] = A; below [m, m] = B or [0, 0]; fills result."""
+    if not _compiled.signatures:
+        # Many threads may call it, but numba does not load it for many at once.
+        with _LOADING:
+            none = np.zeros((0, 0), np.float32)
+            _compiled(none, none, none, none, none, 1.0, np.zeros((0, 0), np.uint8))
+    _compiled(w, right, below, scale, zero, top, result)

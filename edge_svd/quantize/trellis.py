@@ -121,8 +121,8 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
     for start in range(0, len(symbols), step):
         piece = slice(start, start + step)
         ordered = w[piece][:, inputs.order].float().contiguous().numpy()
-        made = encode(ordered, right, below, rows[piece], columns, scale[piece].float().numpy(), levels, above)
-        symbols[piece] = made
+        made = symbols[piece]
+        encode(ordered, right, below, rows[piece], columns, scale[piece].float().numpy(), levels, above, made)
         above = made[len(made) - code.memory :] if len(made) >= code.memory else above
     return Trellis(code, symbols, scale, inputs.order)
 

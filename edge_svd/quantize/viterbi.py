@@ -8,6 +8,7 @@ beyond the edge they count as zero.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,12 +16,20 @@ from typing import Any
 import numba
 import numpy as np
 
-Encoder = Callable[..., Any]
+Encoder = Callable[..., None]
+
+_LOADING = threading.RLock()
+
+
+def encoder(bits: int, window: int) -> Encoder:
+    """The compiled encoder of a code; see `_encoder`."""
+    with _LOADING:
+        return _encoder(bits, window)
 
 
 @cache
-def encoder(bits: int, window: int) -> Encoder:
-    """encode(w, right, below, row_weight, column_weight, scale, levels, above) → symbols uint8 [m, n].
+def _encoder(bits: int, window: int) -> Encoder:
+    """encode(w, right, below, row_weight, column_weight, scale, levels, above, symbols) fills symbols, uint8 [m, n].
 
     w float32 [m, n]; right float32 [n, n], row j the column j of A; below float32 [m, m], row i the column i of B, or
     [0, 0] where rows do not reach each other; weights float32 [m] and [n], d' and d; scale float32 [m]; levels float32
@@ -41,12 +50,12 @@ def encoder(bits: int, window: int) -> Encoder:
         scale: Any,
         levels: Any,
         above: Any,
-    ) -> Any:
+        symbols: Any,
+    ) -> None:
         m, n = w.shape
         two_sided = below.shape[0] > 0
         error = np.zeros((m, n), np.float32)
         moved = np.zeros((n, m), np.float32) if two_sided else np.zeros((0, 0), np.float32)
-        symbols = np.zeros((m, n), np.uint8)
         length = min(m, n)
         before = np.empty(length, np.float32)
         target = np.empty(length, np.float32)
@@ -126,6 +135,11 @@ def encoder(bits: int, window: int) -> Encoder:
                 if two_sided:
                     moved[j, i] = e + before[p]
                 state = full >> bits
-        return symbols
 
+    # Once here, in one thread: many threads may call it, but numba does not load it for many at once.
+    one, none = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
+    unit, byte = np.ones((1, 1), np.float32), np.zeros((1, 1), np.uint8)
+    with _LOADING:
+        encode(unit, unit, none, one, one, one + 1, np.zeros(1 << window, np.float32), byte, byte.copy())
+        encode(unit, unit, unit, one, one, one + 1, np.zeros(1 << window, np.float32), byte[:0], byte.copy())
     return encode

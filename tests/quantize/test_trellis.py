@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding_metrics import metric, weights
 
 from edge_svd.errors import Failure
 from edge_svd.formats import TRELLIS_BITS, SiteFormat, tensors
@@ -26,17 +27,6 @@ from edge_svd.quantize.trellis import (
     unpack,
 )
 from edge_svd.trellis_code import TrellisCode, trellis_code
-
-
-def metric(n: int, seed: int, power: float = 1.0) -> torch.Tensor:
-    """A positive definite matrix with a falling spectrum."""
-    generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    return (q * torch.arange(1, n + 1, dtype=torch.float64).pow(-power)) @ q.T
-
-
-def weights(m: int, n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
 
 
 def decoded_one_by_one(symbols: np.ndarray, code: TrellisCode) -> np.ndarray:
