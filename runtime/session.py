@@ -17,6 +17,7 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
+from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME
 from edge_svd.runtime.unpack import unpacked
 
@@ -92,6 +93,7 @@ def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> tu
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(make()))
         if isinstance(weights, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
             weights._mmap.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
+    release_free_memory()
     options.add_external_initializers(list(made), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
     return graph, values

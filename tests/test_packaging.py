@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_holds_every_file(wheel: zipfile.ZipFile) -> None:
     wanted = {"edge_svd/py.typed"}
     for folder, target in [("edge_svd", "edge_svd"), *((room, f"edge_svd/{room}") for room in ROOMS)]:
-        for pattern in ("*.py", "*.toml", "*.jinja", "*.css", "*.js"):
+        for pattern in ("*.py", "*.toml", "*.jinja", "*.css", "*.js", "*.json"):
             wanted |= {f"{target}/{path.relative_to(ROOT / folder)}" for path in (ROOT / folder).rglob(pattern)}
     inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert inside == wanted

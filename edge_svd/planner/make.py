@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from edge_svd.allocate import allocation
 from edge_svd.errors import InputError
+from edge_svd.formats import SiteFormat
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
 from edge_svd.planner.limits import FILE
@@ -19,6 +20,9 @@ from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits
 
 ROUNDS = 6
+FILLED = 2e-3
+"""Share of a target that may stay unused without a second look."""
+
 CLOSE = 2e-5
 """A plan this close below the target is not worth another round."""
 
@@ -51,16 +55,21 @@ def _within_size(draft: Draft) -> Plan:
     """
     candidates, survey = draft.candidates, draft.survey
     target_bytes = draft.targets.file_bytes or 0
-    sizes = [[c.bytes for c in found] for found in candidates]
-    least = [min(range(len(c)), key=lambda i: (c[i], i)) for c in sizes]
-    smallest = draft.plan(draft.fixed(least))
+    costs = draft.file_costs()
+    # Little matrices may be smaller in weights and larger in graph: what counts is the folder.
+    leasts = [
+        [min(range(len(c)), key=lambda i: (c[i], i)) for c in table]
+        for table in (costs, [[c.bytes for c in found] for found in candidates])
+    ]
+    smallest, least = min(
+        ((draft.plan(draft.fixed(choice)), choice) for choice in leasts), key=lambda made: made[0].file_bytes
+    )
     if smallest.file_bytes > target_bytes:
         # The target stands in the manifest too: name a size that succeeds when it is asked for.
         for _ in range(4):
             asked = replace(draft.targets, file_bytes=smallest.file_bytes)
             smallest = replace(draft, targets=asked).plan(draft.fixed(least))
         raise out_of_reach(FILE, smallest, draft.targets, draft.setting, False)
-    costs = draft.file_costs()
     best = smallest
     low, high = 0, 2 * target_bytes  # budgets whose plans turned out to fit, and not to fit
     budget = sum(c[i] for c, i in zip(costs, least, strict=True)) + target_bytes - smallest.file_bytes
@@ -76,7 +85,52 @@ def _within_size(draft: Draft) -> Plan:
         if high - low <= 1 or guess == budget or 0 <= spare <= CLOSE * target_bytes:
             break
         budget = guess if low < guess < high else (low + high) // 2
+    return _filled(draft, costs, best)
+
+
+def _filled(draft: Draft, costs: Sequence[Sequence[int]], best: Plan) -> Plan:
+    """A better plan that calls no other functions of the graph, where the best one leaves much of a target unused.
+
+    Every function is a few kilobytes once, whichever matrices call it. The solver counts bytes a matrix, so among plans
+    with different functions it can miss the target by those; among plans with the same ones it cannot.
+    """
+    target, survey = draft.targets.file_bytes or 0, draft.survey
+    if allocation(survey.allocation).same_ratio:
+        return best
+    for _ in range(ROUNDS):
+        spare = target - best.file_bytes
+        if spare <= FILLED * target:
+            break
+        formats = [choice.format for choice in best.sites.values()]
+        known = {_function(fmt) for fmt in formats} | {None}
+        allowed = [[i for i, c in enumerate(found) if _function(c.format) in known] for found in draft.candidates]
+        now = sum(
+            row[next(i for i, c in enumerate(found) if c.format == fmt)]
+            for row, found, fmt in zip(costs, draft.candidates, formats, strict=True)
+        )
+        better = None
+        for share in (1.0, 0.9, 0.7, 0.4):
+            own = [[row[i] for i in kept] for row, kept in zip(costs, allowed, strict=True)]
+            scores = [[found[i].score for i in kept] for found, kept in zip(draft.candidates, allowed, strict=True)]
+            solution = solve(own, scores, now + int(share * spare))
+            if solution is None:
+                break
+            chosen = tuple(kept[i] for kept, i in zip(allowed, solution.choice, strict=True))
+            plan = draft.plan(replace(solution, choice=chosen))
+            if plan.file_bytes <= target:
+                better = plan
+                break
+        if better is None or price(better, survey) >= price(best, survey):
+            break
+        best = better
     return best
+
+
+def _function(fmt: SiteFormat) -> tuple[int, ...] | None:
+    """Which function of the graph a format calls, None if none."""
+    if fmt.kind == "trellis":
+        return (fmt.bits,)
+    return tuple(bits for bits, _ in fmt.rows) + (0,) if fmt.rows else None
 
 
 def _solve(

@@ -35,6 +35,10 @@ PACKED_GROUPS = {2: 4}
 QUANTISED = 1.5
 """Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
 
+UNPACKED = 1.6
+"""Bytes a weight of a trellis code beyond its packed copy: its int8 row, and what onnxruntime takes while it packs from
+memory instead of a file. From two plans of SmolLM2 (1.5 and 1.7)."""
+
 PARTS = ("process", "tokenizer", "embedding", "weights", "KV cache", "activations")
 
 
@@ -81,9 +85,16 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
     return product.rows * (numbers + zeros + values) + costs.product_bytes
 
 
+def unpacked_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
+    """Anonymous bytes of the int8 rows that a trellis code was turned into, which the runtime must hold beside the
+    packed copy; a table's are counted as its mapped rows are."""
+    return round(UNPACKED * shape[0] * padded(shape[1])) if fmt.kind == "trellis" else 0
+
+
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, largest_block: int = NARROW_BLOCK) -> int:
     """Resident bytes of an m x n matrix's products: what the solver trades in."""
-    return round(sum(product_bytes(p, costs) for p in calls(shape, fmt, largest_block).products))
+    held = sum(product_bytes(p, costs) for p in calls(shape, fmt, largest_block).products)
+    return round(held + unpacked_bytes(shape, fmt))
 
 
 def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> int:
@@ -141,6 +152,7 @@ def peak_memory(
         if site.name == EMBEDDING:
             embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load, largest)
             continue
+        weights += unpacked_bytes(site.shape, formats[site.name])
         for product in calls(site.shape, formats[site.name], largest).products:
             weights += product_bytes(product, costs)
             if product.pattern:

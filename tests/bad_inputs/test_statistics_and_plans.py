@@ -55,11 +55,24 @@ def test_interrupted_statistics_are_not_continued_with_another_text(
 
 
 NAME = "model.layers.0.mlp.up_proj"
+
+
+def swap(plan: dict[str, Any], **fmt: Any) -> None:
+    """Give one matrix another format."""
+    entry = plan["sites"][NAME]
+    plan["sites"][NAME] = {key: entry[key] for key in ("bytes", "loss")} | fmt
+
+
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "bytes": (lambda plan: plan["sites"][NAME].update(bytes=5), "5 bytes"),
-    "format": (lambda plan: plan["sites"][NAME].update(kind="low-rank", k8=16, k16=0), NAME),
-    "rank": (lambda plan: plan["sites"][NAME].update(kind="low-rank", k8=7, k16=0), "multiples of 16"),
-    "unknown format": (lambda plan: plan["sites"][NAME].update(kind="int3"), "int3"),
+    "format": (lambda plan: swap(plan, kind="low-rank", k8=16, k16=0), NAME),
+    "rank": (lambda plan: swap(plan, kind="low-rank", k8=7, k16=0), "multiples of 16"),
+    "bits": (lambda plan: swap(plan, kind="trellis", bits=7), "1 to 6"),
+    "blocks": (lambda plan: swap(plan, kind="blocks", bits=4, block=48, zero=False), "blocks of 48"),
+    "zero points": (lambda plan: swap(plan, kind="blocks", bits=4, block=32, zero=1), "true or false"),
+    "rows": (lambda plan: swap(plan, kind="table", rows=[[3, 10], [4, 20]]), "row groups"),
+    "group": (lambda plan: swap(plan, kind="table", rows=[[3]]), "pairs of integers"),
+    "unknown format": (lambda plan: swap(plan, kind="int3"), "int3"),
     "missing matrix": (lambda plan: plan["sites"].pop(NAME), NAME),
     "extra matrix": (lambda plan: plan["sites"].update(x=plan["sites"][NAME]), "matrix x"),
     "size": (lambda plan: plan["predicted"].update(file_bytes=1), "makes"),
@@ -87,7 +100,7 @@ def test_edited_plans_that_do_not_add_up(edit: str, made: Made, out: Path, tmp_p
 def test_an_edited_plan_that_adds_up_is_obeyed(made: Made, tmp_path: Path) -> None:
     """The refusals name the right numbers; with these the plan goes through, and the bundle has that size."""
     plan, file = json.loads(made.plan.read_bytes()), tmp_path / "plan.json"
-    plan["sites"][NAME] |= {"kind": "low-rank", "k8": 16, "k16": 0}
+    swap(plan, kind="low-rank", k8=16, k16=0)
     command = ("compress", made.model, "--plan", file, "--stats", made.stats, "-o", tmp_path / "checkpoint")
     for entry, key, words in ((plan["sites"][NAME], "bytes", "takes "), (plan["predicted"], "file_bytes", "makes ")):
         file.write_text(json.dumps(plan))

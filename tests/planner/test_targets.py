@@ -63,7 +63,7 @@ def make(tiny_model: Path, tiny_text_file: Path, shared_cache: Path, tmp_path_fa
             size: int | None = None,
             ram: int | None = None,
             speed: float | None = None,
-            candidates: str | None = None,
+            candidates: str = "int8,int16,low-rank,pivoted",  # the board knows no other kernel than 8 bits
             **options: int,
         ) -> Plan:
             planning = Planning(candidates=candidates, device=str(board), **{"prompt_chunk": 8, **options})  # type: ignore[arg-type]
