@@ -13,7 +13,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
 # A strict editable install links files one by one, so a file that is new or gone means linking again.
-SOURCES := $(sort $(shell find edge_svd export kernels runtime recipes -name '*.py' -o -name '*.toml' -o -name 'py.typed' -o -path '*/report/front_page.*'))
+SOURCES := $(sort $(shell find edge_svd export kernels runtime recipes -name '*.py' -o -name '*.toml' -o -name 'py.typed' -o -path '*/report/front_page.*' -o -name 'trellis_codes.json'))
 
 # The rooms at the top of the repository are found through the installation only, never through the current folder.
 export PYTHONSAFEPATH := 1
