@@ -14,6 +14,7 @@ from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import Failure, InputError
 from edge_svd.export.graph import Array
 from edge_svd.runtime.schema import MODEL_NAME, SCORING_NAME
+from edge_svd.runtime.session import unpacked_model
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -102,7 +103,8 @@ def inspect_session(bundle_dir: Path, name: str = MODEL_NAME) -> list[tuple[str,
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        ort.InferenceSession(str(Path(bundle_dir) / name), options, providers=["CPUExecutionProvider"])
+        model, _ = unpacked_model(Path(bundle_dir), name, (Path(bundle_dir) / name).read_bytes(), options)
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     found = [
         (tensor.name, ir.DataType(tensor.data_type), int(np.prod(tensor.dims, dtype=np.int64)))
@@ -126,7 +128,11 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime as ort
 
-    return ort.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+    options = _options(threads)
+    model, values = unpacked_model(path.parent, path.name, path.read_bytes(), options)
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.edge_svd_unpacked = values  # onnxruntime reads this memory without owning it
+    return session
 
 
 def _torch_logits(model: Any, window: Array, piece: int) -> Iterator[Array]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def open_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     bundle.check_unchanged()
     try:
-        model, values = _model(bundle, name, options)
+        model, values = unpacked_model(bundle.path, name, bundle.read(name), options)
         session = onnxruntime.InferenceSession(
             model,
             options,
@@ -81,13 +82,18 @@ def open_onnx(
     return session
 
 
-def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> tuple[str | bytes, list[Any]]:
-    """The path of a graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to."""
-    path = bundle.path / WEIGHTS_NAME
+def unpacked_model(
+    folder: Path, name: str, graph: bytes, options: onnxruntime.SessionOptions
+) -> tuple[str | bytes, list[Any]]:
+    """What to make a session of, with `options`, from the graph `name` of a bundle's folder, and what must outlive it.
+
+    The path of the graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to.
+    """
+    path = folder / WEIGHTS_NAME
     weights = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    graph, made = unpacked(bundle.read(name), weights, name)
+    graph, made = unpacked(graph, weights, name)
     if not made:
-        return str(bundle.path / name), []
+        return str(folder / name), []
     values = []
     for make in made.values():
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(make()))
@@ -95,7 +101,7 @@ def _model(bundle: Bundle, name: str, options: onnxruntime.SessionOptions) -> tu
             weights._mmap.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
     release_free_memory()
     options.add_external_initializers(list(made), values)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle.path))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return graph, values
 
 

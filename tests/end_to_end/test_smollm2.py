@@ -91,7 +91,7 @@ def test_verify_eval_bench_inspect(fitted: dict[str, Any], tmp_path: Path) -> No
     assert 1 < scored["perplexity"] < 60 and scored["tokens"] == 4 * 127
     speed = answer("bench", bundle, "--prompt-tokens", "64", "--new-tokens", "16", "--context", "96")
     assert speed["file_bytes"] == fitted["measured"]["file_bytes"]
-    assert speed["peak_rss_bytes"] is None or speed["peak_rss_bytes"] < 600_000_000
+    assert speed["peak_rss_bytes"] is None or speed["peak_rss_bytes"] < 750_000_000
     assert answer("inspect", bundle)["plan"]["sites"]
 
 
