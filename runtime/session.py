@@ -90,15 +90,18 @@ def unpacked_model(
     The path of the graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to.
     """
     path = folder / WEIGHTS_NAME
-    weights = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    graph, made = unpacked(graph, weights, name)
+    if not path.stat().st_size:
+        return str(folder / name), []
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    graph, made = unpacked(graph, np.frombuffer(mapped, np.uint8), name)
     if not made:
         return str(folder / name), []
     values = []
     for make in made.values():
         values.append(onnxruntime.OrtValue.ortvalue_from_numpy(make()))
-        if isinstance(weights, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-            weights._mmap.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
     release_free_memory()
     options.add_external_initializers(list(made), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))

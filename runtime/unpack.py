@@ -27,7 +27,7 @@ PIECE = 1 << 20
 """Weights unpacked at a time."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-_DTYPES = {2: np.dtype("u1"), 4: np.dtype("<u2"), 7: np.dtype("<i8"), 12: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("u1"), 4: np.dtype("<u2"), 7: np.dtype("<i8"), 12: np.dtype("<u4")}
 
 
 @dataclass(frozen=True)

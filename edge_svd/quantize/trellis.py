@@ -173,11 +173,12 @@ def pack(symbols: Symbols, bits: int) -> dict[str, Symbols]:
 
 def unpack(planes: dict[str, Symbols], bits: int) -> Symbols:
     """Inverse of `pack`."""
-    shift, found = 0, None
+    shift = 0
+    parts: list[Symbols] = []
     for width in PLANES[bits]:
         plane, mask = planes[f"p{width}"], (1 << width) - 1
-        part = np.concatenate([(plane >> (width * at)) & mask for at in range(8 // width)], axis=1) << shift
-        found = part if found is None else found | part
+        part = np.concatenate([(plane >> (width * at)) & mask for at in range(8 // width)], axis=1)
+        parts.append((part << shift).astype(np.uint8))
         shift += width
-    assert found is not None
+    found: Symbols = np.bitwise_or.reduce(parts)
     return found

@@ -134,7 +134,7 @@ def _encoder(bits: int, window: int) -> Encoder:
                 error[i, j] = e
                 if two_sided:
                     moved[j, i] = e + before[p]
-                state = full >> bits
+                state = int(full >> bits)
 
     # Once here, in one thread: many threads may call it, but numba does not load it for many at once.
     one, none = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
