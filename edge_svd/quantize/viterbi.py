@@ -128,13 +128,13 @@ def _encoder(bits: int, window: int) -> Encoder:
             for p in range(count - 1, -1, -1):
                 i = first + p
                 j = d - i
-                full = (np.int64(back[p, state]) << (window - bits)) | state
+                full = (int(back[p, state]) << (window - bits)) | state
                 symbols[i, j] = np.uint8(full & (symbols_of - 1))
                 e = w[i, j] - levels[full] * scale[i]
                 error[i, j] = e
                 if two_sided:
                     moved[j, i] = e + before[p]
-                state = int(full >> bits)
+                state = full >> bits
 
     # Once here, in one thread: many threads may call it, but numba does not load it for many at once.
     one, none = np.zeros(1, np.float32), np.zeros((0, 0), np.float32)
