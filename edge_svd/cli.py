@@ -98,6 +98,9 @@ def fit(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that draws (0).")
     ] = None,
+    tune: Annotated[
+        float | None, typer.Option("--tune", help="Minutes of distillation of the stored scales after rounding.")
+    ] = None,
     force: Force = False,
     threads: Threads = 2,
     json: Json = False,
@@ -121,6 +124,7 @@ def fit(
         "candidates": candidates,
         "context": context,
         "seed": seed,
+        "tune": tune,
     }
     options = resolve(given, recipe, out)
     from edge_svd.fit import fit as run_fit

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from edge_svd.allocate import allocation
 from edge_svd.calibrate.run import split
@@ -25,11 +26,12 @@ from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.targets import SPEED_CONTEXT, Targets
-from edge_svd.progress import step
+from edge_svd.progress import Tick, step
 from edge_svd.runtime.bench import bench
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.schema import MEASUREMENTS_NAME, pack_measurements
-from edge_svd.steps import Calibration, Planning, proof_windows, run_calibration, run_plan, run_survey
+from edge_svd.steps import Calibration, Planning, fast_precision, proof_windows, run_calibration, run_plan, run_survey
+from edge_svd.tune import Tuned, tune
 
 PROOF_KL = 0.005
 """Largest mean KL(checkpoint ‖ bundle), nats per token; all our kernels round activations to int8."""
@@ -117,9 +119,13 @@ def carry_out(
     partial = out.with_name(out.name + ".partial")
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"
-    with step("Compressing") as tick:
-        if not checkpoint_is_current(checkpoint, plan):
-            compress(opened, plan, statistics, checkpoint, force=True, progress=tick)
+    if not checkpoint_is_current(checkpoint, plan):
+        with step("Compressing") as tick:
+            compress(opened, plan, statistics, partial / "rounded", force=True, progress=tick)
+        if plan.tune_steps:
+            with step("Tuning the scales") as tick:
+                tune_scales(opened, partial / "rounded", text, plan, tick)
+        replace_folder(partial / "rounded", checkpoint)
     with step("Exporting") as tick:
         export_bundle(
             checkpoint,
@@ -139,6 +145,22 @@ def carry_out(
         replace_folder(exported, out)
         shutil.rmtree(partial, ignore_errors=True)
     return FitResult(out, plan, measured, proof)
+
+
+def tune_scales(opened: OpenedModel, checkpoint: Path, text: CalibrationText, plan: Plan, tick: Tick) -> Tuned:
+    """Distil into the scales of a checkpoint, on the windows that made the metrics."""
+    own, held = split(len(text.ids))
+    windows = torch.from_numpy(text.ids)
+    return tune(
+        opened,
+        checkpoint,
+        windows[own],
+        windows[held],
+        steps=plan.tune_steps,
+        seed=plan.seed,
+        precision=fast_precision(),
+        progress=tick,
+    )
 
 
 def checkpoint_is_current(path: Path, plan: Plan) -> bool:

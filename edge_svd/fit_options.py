@@ -13,7 +13,7 @@ from edge_svd.files import format_size, parse_size
 from edge_svd.planner.targets import Targets
 from edge_svd.recipe import load_recipe
 from edge_svd.recipe_check import check_recipe
-from edge_svd.steps import Calibration, Planning
+from edge_svd.steps import Calibration, Planning, steps_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             seed,
             options.get("prompt_chunk", planning.prompt_chunk),
             options.get("device", planning.device),
+            steps_of(options["tune"]) if "tune" in options else 0,
         ),
     )
 

@@ -45,6 +45,7 @@ class Recipe:
     allocation: str | None = None
     candidates: str | None = None
     seed: int | None = None
+    tune: float | None = None
     file: str = field(default="", compare=False, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
@@ -84,6 +85,7 @@ _KINDS: dict[str, _Kind] = {
     "allocation": _Kind(_TEXT, "a string", '"second-order"'),
     "candidates": _Kind(_TEXT, "a string", '"low-rank,int8"'),
     "seed": _Kind(_COUNT, "a whole number", "0"),
+    "tune": _Kind((int, float), "a number", "2.0"),
 }
 _NEEDED = ("summary", "model")
 _BUDGETS = ("size", "ram")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,16 @@ from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import TOKENIZER_NAME
 from edge_svd.runtime.session import DEFAULT_CHUNK
 
+SECONDS_A_STEP = 2.0
+"""What a step counts as when minutes become steps: SmolLM2 with windows of 512 on two cores."""
+
+
+def steps_of(minutes: float) -> int:
+    """Steps that `--tune MINUTES` stands for; InputError unless it is a positive, finite number."""
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise InputError(f"--tune needs a positive number of minutes, not {minutes}.")
+    return max(1, round(minutes * 60 / SECONDS_A_STEP))
+
 
 def fast_precision() -> str:
     """bfloat16 where the processor multiplies it in hardware: calibration there takes half the time."""
@@ -66,6 +77,7 @@ class Planning:
     seed: int = 0
     prompt_chunk: int = DEFAULT_CHUNK
     device: str = DEFAULT
+    tune_steps: int = 0
 
     def check(self) -> None:
         """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""
@@ -143,7 +155,15 @@ def run_plan(
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
     setting = setting_of(opened, options)
     size_of = _size_of(opened, setting.load.context)
-    plan = make_plan(prices, source, targets=targets, setting=setting, seed=options.seed, size_of=size_of)
+    plan = make_plan(
+        prices,
+        source,
+        targets=targets,
+        setting=setting,
+        seed=options.seed,
+        size_of=size_of,
+        tune_steps=options.tune_steps,
+    )
     check_kernels(opened, plan)
     return plan
 
@@ -162,6 +182,11 @@ def check_plan(opened: OpenedModel, plan: Plan) -> None:
     check_kernels(opened, plan)
     if plan.source.get("digest") != opened.digest:
         raise InputError(f"The plan was made for another model than {opened.name}; plan this model again.")
+    if plan.tune_steps:
+        raise InputError(
+            f"The plan asks for {plan.tune_steps} steps of tuning, which need the calibration text: `fit --tune` does "
+            "that; set tune_steps to 0 to compress without."
+        )
     exact = sized(plan, _size_of(opened, context_length(opened.architecture, plan.context))).file_bytes
     if exact != plan.file_bytes:
         raise InputError(

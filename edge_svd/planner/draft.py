@@ -25,6 +25,7 @@ class Draft:
     setting: Setting
     seed: int
     size_of: SizeOf
+    tune_steps: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -62,6 +63,7 @@ class Draft:
             allocation=self.survey.allocation,
             candidates=self.survey.kinds,
             seed=self.seed,
+            tune_steps=self.tune_steps,
             context=setting.load.context,
             prompt_chunk=setting.load.chunk,
             device=setting.profile.name,

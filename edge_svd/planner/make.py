@@ -28,7 +28,14 @@ CLOSE = 2e-5
 
 
 def make_plan(
-    survey: Survey, source: Mapping[str, str], *, targets: Targets, setting: Setting, seed: int, size_of: SizeOf
+    survey: Survey,
+    source: Mapping[str, str],
+    *,
+    targets: Targets,
+    setting: Setting,
+    seed: int,
+    size_of: SizeOf,
+    tune_steps: int = 0,
 ) -> Plan:
     """The best plan that meets every target.
 
@@ -36,7 +43,7 @@ def make_plan(
         BudgetError: there is none; names the smallest reachable value, what dominates it and what would help.
         InputError: an allocation that knows sizes alone is asked for another target.
     """
-    draft = Draft(survey, source, targets, setting, seed, size_of)
+    draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
     if targets.peak_rss_bytes is None and targets.decode_tokens_per_s is None:
         return _within_size(draft)
     if allocation(survey.allocation).same_ratio:

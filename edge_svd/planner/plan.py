@@ -34,6 +34,7 @@ class Plan:
     Attributes:
         source: name and digest of the model, digest of the statistics.
         method, allocation, candidates, seed: what made it.
+        tune_steps: steps of distillation after rounding.
         context: KV-cache positions of the bundle; prompt_chunk: prompt tokens a pass.
         device: name of the profile that memory and speed were predicted with.
         targets: what the plan had to meet.
@@ -50,6 +51,7 @@ class Plan:
     allocation: str
     candidates: tuple[str, ...]
     seed: int
+    tune_steps: int
     context: int
     prompt_chunk: int
     device: str
@@ -83,6 +85,7 @@ class Plan:
             "allocation": self.allocation,
             "candidates": list(self.candidates),
             "seed": self.seed,
+            "tune_steps": self.tune_steps,
             "context": self.context,
             "prompt_chunk": self.prompt_chunk,
             "device": self.device,
@@ -112,6 +115,7 @@ class Plan:
                 allocation=_typed(value["allocation"], str),
                 candidates=tuple(_typed(name, str) for name in value["candidates"]),
                 seed=_typed(value["seed"], int),
+                tune_steps=_typed(value["tune_steps"], int),
                 context=_typed(value["context"], int),
                 prompt_chunk=_typed(value["prompt_chunk"], int),
                 device=_typed(value["device"], str),
