@@ -39,7 +39,11 @@ UNPACKED = 1.6
 """Bytes a weight of a trellis code beyond its packed copy: its int8 row, and what onnxruntime takes while it packs from
 memory instead of a file. From two plans of SmolLM2 (1.5 and 1.7)."""
 
-PARTS = ("process", "tokenizer", "embedding", "weights", "KV cache", "activations")
+PARTS = ("process", "tokenizer", "embedding", "weights", "KV cache", "activations", "reserve")
+
+RESERVE = 0.01
+"""Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
+average: measured peaks lie up to 1.1% above the sum of the other parts."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,12 @@ def peak_memory(
                 patterns[key] = patterns.get(key, 0) + 1
     # The folded scales of a pattern are one constant for all products that have it.
     weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
-    return Memory(
-        {
-            "process": costs.process_bytes + costs.session_bytes,
-            "tokenizer": round(costs.tokenizer_ratio * load.tokenizer_bytes),
-            "embedding": round(embedding),
-            "weights": round(weights),
-            "KV cache": cache_bytes(architecture, load.context, load.cache_item_bytes),
-            "activations": activation_bytes(architecture, formats, load),
-        }
-    )
+    parts = {
+        "process": costs.process_bytes + costs.session_bytes,
+        "tokenizer": round(costs.tokenizer_ratio * load.tokenizer_bytes),
+        "embedding": round(embedding),
+        "weights": round(weights),
+        "KV cache": cache_bytes(architecture, load.context, load.cache_item_bytes),
+        "activations": activation_bytes(architecture, formats, load),
+    }
+    return Memory({**parts, "reserve": round(RESERVE * sum(parts.values()))})
