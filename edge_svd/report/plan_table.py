@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from edge_svd.files import format_size
 
 
+def format_name(site: Mapping[str, Any]) -> str:
+    """A matrix's format in a word or two; of factors and blocks without what tells them apart in detail."""
+    if site["kind"] == "trellis":
+        return f"{site['bits']} bits"
+    if site["kind"] == "table":
+        return "rows of " + "/".join(str(bits) for bits, _ in site["rows"]) + " bits"
+    if site["kind"] == "blocks":
+        return f"{site['bits']}-bit blocks of {site['block']}"
+    return "16 bits" if site["kind"] == "int16" else str(site["kind"])
+
+
 def plan_table(plan: Mapping[str, Any]) -> str:
-    """One row a matrix type: how many matrices take each format, mean rank, bytes, share of the predicted loss."""
+    """One row a matrix type: how many matrices take each format, bytes, share of the predicted loss."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, site in plan["sites"].items():
         groups.setdefault(name.rsplit(".", 1)[-1], []).append(site)
     total = sum(site["loss"] for site in plan["sites"].values()) or 1.0
-    rows = [("matrix", "int8", "16-bit", "factored", "mean rank", "bytes", "loss")]
+    rows = [("matrix", "formats", "bytes", "loss")]
     for kind, sites in groups.items():
-        factored = [site["k8"] + site["k16"] for site in sites if "k8" in site]
+        formats = Counter(format_name(site) for site in sites)
         rows.append(
             (
                 kind,
-                str(sum(site["kind"] == "int8" for site in sites)),
-                str(sum(site["kind"] == "int16" for site in sites)),
-                str(len(factored)),
-                f"{sum(factored) / len(factored):.0f}" if factored else "-",
+                ", ".join(f"{count} x {name}" if len(sites) > 1 else name for name, count in sorted(formats.items())),
                 format_size(sum(site["bytes"] for site in sites)),
                 f"{sum(site['loss'] for site in sites) / total:.1%}",
             )
