@@ -25,7 +25,7 @@ from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
-VERSION = 7
+VERSION = 8
 
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""

@@ -12,10 +12,10 @@ from edge_svd.planner.generators.context import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.quantize.blocks import predicted_loss
 
-SAMPLED_ROWS = 256
+SAMPLED_ROWS = 64
 """Rows by which a candidate is priced, spread evenly: the search for scales is what takes the time."""
 
-SAMPLED_TOKENS = 2048
+SAMPLED_TOKENS = 1024
 
 
 def blocks(bits: int, context: SiteContext) -> list[Candidate]:
