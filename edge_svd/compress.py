@@ -24,7 +24,7 @@ from edge_svd.checkpoint import (
 )
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
-from edge_svd.formats import CODED, MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
+from edge_svd.formats import MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext
@@ -111,13 +111,10 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     weight = module.weight.detach().float()
     fmt = plan.sites[site.name].format
     with torch.no_grad():
-        if fmt.factored:
-            context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
-            parts = factored_parts(context, fmt)
-        elif fmt.kind in CODED or fmt.kind == "blocks":
+        if fmt.kind not in ("int8", "int16"):
             context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
             context = replace(context, lookup_scale=lookup_scale(module))
-            parts = coded_parts(context, fmt)
+            parts = factored_parts(context, fmt) if fmt.factored else coded_parts(context, fmt)
         else:
             bits = 8 if fmt.kind == "int8" else 16
             q, scale = round_rows(_pad(weight), bits)

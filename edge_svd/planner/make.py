@@ -116,9 +116,9 @@ def _filled(draft: Draft, costs: Sequence[Sequence[int]], best: Plan) -> Plan:
             for row, found, fmt in zip(costs, draft.candidates, formats, strict=True)
         )
         better = None
+        own = [[row[i] for i in kept] for row, kept in zip(costs, allowed, strict=True)]
+        scores = [[found[i].score for i in kept] for found, kept in zip(draft.candidates, allowed, strict=True)]
         for share in (1.0, 0.9, 0.7, 0.4):
-            own = [[row[i] for i in kept] for row, kept in zip(costs, allowed, strict=True)]
-            scores = [[found[i].score for i in kept] for found, kept in zip(draft.candidates, allowed, strict=True)]
             solution = solve(own, scores, now + int(share * spare))
             if solution is None:
                 break

@@ -190,9 +190,10 @@ def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
     """Measured over predicted loss of a table whose rows all have few bits."""
     with torch.no_grad():
         metric = table_metric(context)
-        error = sampled_table_error(context.weight, metric, PROBED_TABLE_BITS, seed=0)
-        scaled = row_noise(metric.scaled(context.weight), metric.inputs)
-        predicted = 0.5 * float((metric.weight * scaled[PROBED_TABLE_BITS]).sum())
+        noises = row_noise(metric.scaled(context.weight), metric.inputs, (PROBED_TABLE_BITS,))
+        noise = noises[PROBED_TABLE_BITS]
+        error = sampled_table_error(context.weight, metric, noise, seed=0)
+        predicted = 0.5 * float((metric.weight * noise).sum())
         with replaced(model, {context.site.name: context.weight - error}):
             return max(kl.measure() / max(predicted, 1e-30), LEAST_FACTOR)
 

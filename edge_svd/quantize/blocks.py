@@ -61,13 +61,6 @@ class Blocked:
         return (self.values.float() - spread[1]) * spread[0]
 
 
-def column_weight(inputs: InputFactor, n: int) -> torch.Tensor:
-    """What an η in each of the n columns costs, float64, columns in their own places."""
-    weight = torch.empty_like(inputs.factor.plain)
-    weight[inputs.order] = inputs.factor.plain
-    return weight[:n]
-
-
 def choose_grid(w: torch.Tensor, weight: torch.Tensor, fmt: SiteFormat) -> Grid:
     """The grid of W [m, n], n a multiple of the block, under column weights [n].
 
@@ -108,7 +101,7 @@ def nearest(w: torch.Tensor, grid: Grid) -> Blocked:
 def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None, fmt: SiteFormat) -> Blocked:
     """Round W [m, n] with error feedback in both metrics, or along the inputs alone without `c_out`."""
     n = w.shape[1]
-    grid = choose_grid(w, column_weight(inputs, n), fmt)
+    grid = choose_grid(w, inputs.column_weight(n), fmt)
     order = inputs.order[inputs.order < n]
     scale = grid.scale().repeat_interleave(fmt.block, 1)[:, order].contiguous().numpy()
     zero = grid.zero.float().repeat_interleave(fmt.block, 1)[:, order].contiguous().numpy()
@@ -123,7 +116,7 @@ def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None,
 
 def predicted_loss(w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, fmt: SiteFormat) -> float:
     """½ Σ row_i d_j η_ij² of such a rounding, η the error of rounding to nearest; rows [m] weigh the outputs."""
-    weight = column_weight(inputs, w.shape[1])
+    weight = inputs.column_weight(w.shape[1])
     error = nearest(w, choose_grid(w, weight, fmt)).matrix() - w
     return 0.5 * float(rows @ (error.double().square() @ weight))
 

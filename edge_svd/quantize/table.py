@@ -67,11 +67,10 @@ def _column_sizes(w: torch.Tensor) -> torch.Tensor:
     return torch.where(found > 0, found, torch.ones_like(found))
 
 
-def row_noise(w: torch.Tensor, inputs: InputFactor) -> dict[int, torch.Tensor]:
+def row_noise(w: torch.Tensor, inputs: InputFactor, widths: Sequence[int] = TRELLIS_BITS) -> dict[int, torch.Tensor]:
     """Bits → expected mean of η² in each row, float64 [rows]."""
     return {
-        bits: torch.cat([row_scale(piece, inputs, trellis_code(bits))[1] for piece in w.split(8192)])
-        for bits in TRELLIS_BITS
+        bits: torch.cat([row_scale(piece, inputs, trellis_code(bits))[1] for piece in w.split(8192)]) for bits in widths
     }
 
 
@@ -110,8 +109,6 @@ def round_table(w: torch.Tensor, metric: TableMetric, bits: torch.Tensor) -> dic
     return dict(zip(widths, side_by_side(rounded, widths), strict=True))
 
 
-def sampled_table_error(w: torch.Tensor, metric: TableMetric, bits: int, seed: int) -> torch.Tensor:
-    """An error of W [rows, n] fp32 as rounding all of it to `bits` bits makes them."""
-    scaled = metric.scaled(w)
-    noise = row_noise(scaled, metric.inputs)[bits]
-    return sampled_rows(scaled, metric.inputs, noise, seed) * metric.columns.float()
+def sampled_table_error(w: torch.Tensor, metric: TableMetric, noise: torch.Tensor, seed: int) -> torch.Tensor:
+    """An error of W [rows, n] fp32 as a rounding makes them whose mean η² in each row is noise [rows]."""
+    return sampled_rows(metric.scaled(w), metric.inputs, noise, seed) * metric.columns.float()

@@ -48,6 +48,12 @@ class InputFactor:
         order = by_importance(c_in)
         return cls(order, unit_factor(c_in[order][:, order]))
 
+    def column_weight(self, n: int) -> torch.Tensor:
+        """What an η in each of the n columns costs, float64 [n], columns in their own places."""
+        weight = torch.empty_like(self.factor.plain)
+        weight[self.order] = self.factor.plain
+        return weight[:n]
+
 
 @dataclass(frozen=True)
 class Trellis:
@@ -73,9 +79,7 @@ def row_scale(w: torch.Tensor, inputs: InputFactor, code: TrellisCode) -> tuple[
     The code was made for unit variance. A wider scale coarsens every weight but reaches outliers, single ones of which
     meet the few inputs of massive size.
     """
-    share = torch.empty_like(inputs.factor.plain)
-    share[inputs.order] = inputs.factor.plain
-    share = share[: w.shape[1]] / share.sum().clamp_min(1e-300)
+    share = inputs.column_weight(w.shape[1]) / inputs.factor.plain.sum().clamp_min(1e-300)
     magnitude = w.float().abs()
     largest = magnitude.amax(1).double()
     root = torch.linalg.vector_norm(magnitude, dim=1, dtype=torch.float64) / w.shape[1] ** 0.5

@@ -14,7 +14,6 @@ from edge_svd.formats import BLOCK_BITS, SiteFormat, tensors
 from edge_svd.planner.loss import quadratic
 from edge_svd.quantize.blocks import (
     choose_grid,
-    column_weight,
     nearest,
     pack_blocks,
     predicted_loss,
@@ -83,7 +82,7 @@ def test_massive_inputs_decide_the_scale() -> None:
     c_in[3, 3] = 1e6
     fmt = SiteFormat("blocks", bits=4, block=32)
     inputs = InputFactor.of(c_in)
-    grid = choose_grid(w, column_weight(inputs, 32), fmt)
+    grid = choose_grid(w, inputs.column_weight(32), fmt)
     error = (nearest(w, grid).matrix() - w)[:, 3].abs()
     assert (error <= 0.51 * grid.scale()[:, 0]).all()
 
