@@ -25,12 +25,13 @@ from edge_svd.export.documents import context_length
 from edge_svd.export.graph import CACHE
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
+from edge_svd.formats import largest_block
 from edge_svd.models import OpenedModel
 from edge_svd.planner.draft import SizeOf, sized
 from edge_svd.planner.make import make_plan
 from edge_svd.planner.memory import Load
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.products import graph_block, products
+from edge_svd.planner.products import products
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.progress import step
@@ -197,7 +198,7 @@ def check_plan(opened: OpenedModel, plan: Plan) -> None:
 
 def check_kernels(opened: OpenedModel, plan: Plan) -> None:
     """InputError if the plan needs a kernel that the installed onnxruntime lacks."""
-    largest = graph_block(plan.formats.values())
+    largest = largest_block(plan.formats.values())
     for site in opened.sites:
         for product in () if site.tied_to else products(site.shape, plan.formats[site.name], largest):
             if not kernel_works(product.bits, product.block):

@@ -13,9 +13,9 @@ from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
 from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
-from edge_svd.export.linear import largest_block, linear
+from edge_svd.export.linear import linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import SiteFormat, largest_block
 
 
 @dataclass(frozen=True)

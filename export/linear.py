@@ -18,7 +18,7 @@ onnxruntime folds both at load. The scale of a component belongs to A, so B need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -27,21 +27,7 @@ from edge_svd.architectures import Site
 from edge_svd.export import planes
 from edge_svd.export.coded import coded_matrix
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
-from edge_svd.formats import BLOCK_STEPS, CODED, PIVOTED, SiteFormat, padded
-
-WIDE_BLOCK, NARROW_BLOCK = 32, 16
-"""Block sizes of MatMulNBits. A block of inputs shares one activation scale, and that decides accuracy: SmolLM2 with
-every matrix in int8 is at KL 0.0078, 0.0067, 0.0036, 0.0020 nats to its checkpoint for blocks of 128, 64, 32, 16.
-"""
-
-
-def largest_block(formats: Iterable[SiteFormat]) -> int:
-    """Wide blocks where every matrix is dense. Factored matrices round twice, at the input and between A and B, and a
-    model that truncation has already moved answers more to noise: at 115 MB SmolLM2 is at KL 0.0063 with wide blocks,
-    0.0048 with narrow ones, for a tenth of the decoding speed.
-    """
-    return NARROW_BLOCK if any(fmt.factored for fmt in formats) else WIDE_BLOCK
-
+from edge_svd.formats import BLOCK_STEPS, CODED, NARROW_BLOCK, PIVOTED, SiteFormat, padded
 
 ACCURACY_LEVEL = 4
 """int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
-from edge_svd.formats import SiteFormat, padded
-from edge_svd.planner.products import NARROW_BLOCK, Product, calls, graph_block
+from edge_svd.formats import NARROW_BLOCK, SiteFormat, largest_block, padded
+from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
 FAULT_AROUND = 64 * 1024
@@ -119,7 +119,7 @@ def table_bytes(
 
 def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
     """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
-    a, largest = architecture, graph_block(formats.values())
+    a, largest = architecture, largest_block(formats.values())
     queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     layer = 2 * a.hidden_size + 3 * queries + 3 * keys + 3 * a.intermediate_size
     own = {a.hidden_size, queries, keys, a.intermediate_size}
@@ -147,7 +147,7 @@ def peak_memory(
     architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
-    largest = graph_block(formats.values())
+    largest = largest_block(formats.values())
     embedding = weights = 0.0
     patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):

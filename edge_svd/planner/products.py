@@ -6,12 +6,10 @@ real graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_svd.formats import SiteFormat, padded
-
-WIDE_BLOCK, NARROW_BLOCK = 32, 16
+from edge_svd.formats import NARROW_BLOCK, SiteFormat, padded
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,6 @@ class Calls:
 
     products: tuple[Product, ...]
     widths: tuple[int, ...] = ()
-
-
-def graph_block(formats: Iterable[SiteFormat]) -> int:
-    """The largest block of int8 matrices in a graph: narrow as soon as one matrix is factored."""
-    return NARROW_BLOCK if any(fmt.factored for fmt in formats) else WIDE_BLOCK
 
 
 def _block(columns: int, largest: int) -> int:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
 from edge_svd.devices import Profile
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import NARROW_BLOCK, SiteFormat, largest_block
 from edge_svd.planner.memory import cache_bytes, product_bytes
-from edge_svd.planner.products import NARROW_BLOCK, Product, calls, graph_block
+from edge_svd.planner.products import Product, calls
 
 
 def product_seconds(product: Product, profile: Profile) -> float:
@@ -48,7 +48,7 @@ def decode_seconds(
     architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
 ) -> float:
     """Predicted seconds a token with `context` tokens in the cache."""
-    largest = graph_block(formats.values())
+    largest = largest_block(formats.values())
     products = sum(
         matrix_seconds(site.shape, formats[site.name], profile, largest)
         for site in sites_of(architecture)

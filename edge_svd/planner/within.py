@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from edge_svd.errors import BudgetError
+from edge_svd.formats import NARROW_BLOCK, WIDE_BLOCK
 from edge_svd.planner.draft import Draft, price
 from edge_svd.planner.limits import FILE, MEMORY, Limit, limits_of
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.products import NARROW_BLOCK, WIDE_BLOCK
 from edge_svd.planner.refusal import out_of_reach
 from edge_svd.planner.several import solve_several
 

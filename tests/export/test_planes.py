@@ -6,8 +6,8 @@ import numpy as np
 
 from edge_svd.export import planes
 from edge_svd.export.graph import Builder
-from edge_svd.export.linear import block_size, largest_block
-from edge_svd.formats import SiteFormat
+from edge_svd.export.linear import block_size
+from edge_svd.formats import SiteFormat, largest_block
 
 
 def test_every_int8_and_int16_survives() -> None:

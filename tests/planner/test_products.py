@@ -16,9 +16,9 @@ from edge_svd.architectures import Architecture, architecture_of, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
 from edge_svd.export.graph import CACHE
-from edge_svd.formats import KINDS, SiteFormat
+from edge_svd.formats import KINDS, SiteFormat, largest_block
 from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory, product_bytes
-from edge_svd.planner.products import PRODUCTS, Product, graph_block, products
+from edge_svd.planner.products import PRODUCTS, Product, products
 from edge_svd.runtime.graph_products import graph_products
 
 COSTS = MemoryCosts(1000, 100, 2.0, 10, 12.0)
@@ -54,7 +54,7 @@ def test_every_kind_has_an_entry() -> None:
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_products_are_those_of_the_graph(fmt: SiteFormat, architecture: Architecture) -> None:
     formats = chosen(architecture, fmt)
-    largest = graph_block(formats.values())
+    largest = largest_block(formats.values())
     graph = decoder(architecture, formats, context=64, every_position=False).model
     counted = Counter(
         (p.rows, p.columns, p.bits, p.block)
