@@ -23,7 +23,7 @@ export PYTHONSAFEPATH := 1
 demo: install
 	$(BIN)/edge-svd fit smollm2-demo --recipe smollm2-demo-110mb -o $(OUT)/demo --force
 	$(BIN)/edge-svd verify $(OUT)/demo
-	$(BIN)/edge-svd run $(OUT)/demo --chat --prompt "What is the capital of France?" --max-new-tokens 48
+	$(BIN)/edge-svd run $(OUT)/demo --chat --prompt "What is the capital of Japan?" --max-new-tokens 48
 
 test: install
 	$(BIN)/ruff check .
