@@ -8,8 +8,9 @@ gives that factor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.collect import Estimator, last_hidden, logits_of, pulled, slim_graph, watching
 from edge_svd.errors import Failure
+from edge_svd.formats import INT8_LIMIT
 
 WINDOWS = 6
 POSITIONS_EVERY = 4
@@ -25,19 +27,28 @@ SHARE = 0.6
 
 RANGE = (0.5, 30.0)
 
+Perturbed = tuple[float, torch.Tensor]
+"""Predicted loss of an error, nats per token, and the error [m, n]: fp32."""
+
 
 class HeldOutKl:
-    """KL(dense ‖ current weights) on a few held-out windows, at every fourth position, in nats per token."""
+    """KL(dense ‖ current weights) on a few held-out windows, at every fourth position, in nats per token.
 
-    def __init__(self, model: Any, windows: torch.Tensor, softcap: float) -> None:
+    The layers compute in `precision`, on both sides of the divergence; logits are always fp32.
+    """
+
+    def __init__(self, model: Any, windows: torch.Tensor, softcap: float, precision: str = "float32") -> None:
         self.model, self.windows, self.softcap = model, windows[:WINDOWS], softcap
+        self.half = precision == "bfloat16"
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
     def _log_probabilities(self) -> Iterator[torch.Tensor]:
         for ids in self.windows:
             with torch.inference_mode():
-                hidden = self.model.model(input_ids=ids[None], use_cache=False).last_hidden_state[0, ::POSITIONS_EVERY]
-                yield torch.log_softmax(logits_of(self.model, hidden, self.softcap)[0], dim=-1)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+                    hidden = self.model.model(input_ids=ids[None], use_cache=False).last_hidden_state
+                states = hidden[0, ::POSITIONS_EVERY].float()
+                yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
 
     def measure(self) -> float:
         """The divergence with the model's weights as they are now; Failure if it is not finite."""
@@ -51,21 +62,47 @@ class HeldOutKl:
         return max(total / positions, 0.0)
 
 
+@dataclass(frozen=True)
+class _Narrow:
+    """An error matrix [m, n] in int8, a quarter of its bytes, because two sets of the whole model are held at once.
+
+    With a scale a row and one a column: errors are a thousand times smaller where inputs are massive, and a step that
+    fits the other columns would drown them.
+    """
+
+    values: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    @classmethod
+    def of(cls, error: torch.Tensor) -> _Narrow:
+        columns = error.square().mean(0).sqrt_().clamp_min_(1e-30)
+        level = error / columns
+        rows = level.abs().amax(1, keepdim=True).clamp_min_(1e-30) / INT8_LIMIT
+        return cls((level / rows).round_().to(torch.int8), rows[:, 0], columns)
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        """E x for x [tokens, n]: fp32 [tokens, m], the product in bfloat16."""
+        return ((x * self.columns).to(torch.bfloat16) @ self.values.to(torch.bfloat16).T).float() * self.rows
+
+
 def token_losses(
     model: Any,
     architecture: Architecture,
     windows: torch.Tensor,
-    errors: Mapping[str, torch.Tensor],
+    errors: Mapping[str, Sequence[_Narrow]],
     precision: str,
     seed: int = 0,
-) -> dict[str, float]:
-    """½ E[(gᵀ E x)²] of every named error matrix E [m, n] (bfloat16), nats per token, one sampled cotangent each."""
-    sums = dict.fromkeys(errors, 0.0)
+) -> dict[str, list[float]]:
+    """½ E[(gᵀ E x)²] of every error matrix E [m, n] of every named site, nats per token, one sampled cotangent each."""
+    sums = {name: [0.0] * len(found) for name, found in errors.items()}
     sites = [site for site in sites_of(architecture) if site.name in errors]
 
     def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
-        moved = (x.to(torch.bfloat16) @ errors[site.name].T).float()
-        sums[site.name] += 0.5 * float((g.float() * moved).sum(1).square().sum(dtype=torch.float64))
+        x, g = x.float(), g.float()
+        for number, error in enumerate(errors[site.name]):
+            pulls = (g * error.moved(x)).sum(1)
+            sums[site.name][number] += 0.5 * float(pulls.square().sum(dtype=torch.float64))
 
     embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
     chosen = windows[:WINDOWS]
@@ -76,7 +113,7 @@ def token_losses(
                 hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
             pull = pulled(model, architecture, hidden.detach()[0], Estimator(precision=precision), 0, generator)
             hidden.backward(pull[None])
-    return {name: total / chosen.numel() for name, total in sums.items()}
+    return {name: [total / chosen.numel() for total in found] for name, found in sums.items()}
 
 
 @contextmanager
@@ -94,33 +131,40 @@ def replaced(model: Any, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
 
 
 class Probes:
-    """Perturbed matrices, type by type, and what they show about the predictions."""
+    """Perturbed matrices, type by type and by kind of rounding, and what they show about the predictions."""
 
-    def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, kl: HeldOutKl) -> None:
-        self.model, self.architecture, self.windows, self.kl = model, architecture, windows, kl
-        self.predicted: dict[str, float] = {}
-        self.errors: dict[str, torch.Tensor] = {}
-        self.measured: dict[str, tuple[float, list[str]]] = {}
+    def __init__(self, model: Any, architecture: Architecture, kl: HeldOutKl) -> None:
+        self.model, self.architecture, self.kl = model, architecture, kl
+        self.predicted: dict[tuple[str, str], float] = {}
+        self.errors: dict[tuple[str, str], _Narrow] = {}
+        self.measured: list[tuple[str, list[str], float]] = []
 
-    def measure(self, kind: str, perturbed: Mapping[str, tuple[float, torch.Tensor]]) -> None:
-        """Measure all matrices of a type perturbed together; name → (predicted loss, perturbed matrix)."""
+    def measure(self, rounding: str, perturbed: Mapping[str, Perturbed]) -> None:
+        """Measure all matrices of a type perturbed together, by one kind of rounding."""
         if not perturbed:
             return
-        for name, (loss, weight) in perturbed.items():
-            self.predicted[name] = loss
-            self.errors[name] = (self.model.get_submodule(name).weight.detach() - weight).to(torch.bfloat16)
-        with replaced(self.model, {name: weight for name, (_, weight) in perturbed.items()}):
-            self.measured[kind] = self.kl.measure(), list(perturbed)
+        weights = {}
+        for name, (loss, error) in perturbed.items():
+            self.predicted[rounding, name] = loss
+            self.errors[rounding, name] = _Narrow.of(error)
+            weights[name] = self.model.get_submodule(name).weight.detach() - error
+        with replaced(self.model, weights):
+            self.measured.append((rounding, list(perturbed), self.kl.measure()))
 
-    def factors(self, precision: str) -> dict[str, float]:
-        """Name → what its predictions are to be multiplied with. Ends the probes: the errors are dropped."""
-        tokens = token_losses(self.model, self.architecture, self.windows, self.errors, precision)
+    def factors(self, windows: torch.Tensor, precision: str) -> dict[str, dict[str, float]]:
+        """Rounding → name → what its predictions are to be multiplied with. Ends the probes: the errors are dropped."""
+        named: dict[str, list[_Narrow]] = {}
+        for (_, name), error in self.errors.items():
+            named.setdefault(name, []).append(error)
+        losses = token_losses(self.model, self.architecture, windows, named, precision) if named else {}
+        tokens = {key: losses[key[1]].pop(0) for key in self.errors}
         self.errors.clear()
-        found = {}
-        for loss, members in self.measured.values():
-            common = factor(loss, sum(tokens[name] for name in members))
+        found: dict[str, dict[str, float]] = {}
+        for rounding, members, loss in self.measured:
+            common = factor(loss, sum(tokens[rounding, name] for name in members))
             for name in members:
-                found[name] = common * factor(tokens[name], self.predicted[name])
+                own = factor(tokens[rounding, name], self.predicted[rounding, name])
+                found.setdefault(rounding, {})[name] = common * own
         return found
 
 

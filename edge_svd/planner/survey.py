@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import CODED, SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, Probes, replaced
+from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, replaced
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
 from edge_svd.quantize.table import row_noise, sampled_table_error
@@ -25,7 +25,7 @@ from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
-VERSION = 8
+VERSION = 9
 
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""
@@ -33,8 +33,10 @@ PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 LEAST_FACTOR = 0.05
 """A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
 
+ROUNDINGS = ("factored", "coded")
+
 Corrections = Mapping[str, Mapping[str, float]]
-"""Kind of rounding ("factored", "coded") → site → factor."""
+"""Kind of rounding → site → factor."""
 
 
 @dataclass(frozen=True)
@@ -134,17 +136,22 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def _price(context: SiteContext) -> tuple[tuple[Candidate, ...], tuple[float, torch.Tensor] | None]:
-    """All candidates of one matrix, and the low-rank one that its type is perturbed with: (predicted loss, W')."""
+def _price(context: SiteContext) -> tuple[tuple[Candidate, ...], dict[str, Perturbed]]:
+    """All candidates of one matrix, and by kind of rounding the error that its type is perturbed with."""
     with torch.no_grad():
         found = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
+        probes: dict[str, Perturbed] = {}
         factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
-        if not factored:
-            return found, None
-        dense = weight_bytes(context.site.shape, SiteFormat("int8"))
-        nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
-        kept = context.components.order[: nearest.format.k8]
-        return found, (nearest.loss, (context.factorization.b[:, kept] @ context.factorization.a[kept]).float())
+        if factored:
+            dense = weight_bytes(context.site.shape, SiteFormat("int8"))
+            nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
+            kept = context.components.order[: nearest.format.k8]
+            remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
+            probes["factored"] = nearest.loss, context.weight - remaining
+        coded = [] if context.roles else [c for c in found if c.format.bits == PROBED_BITS]
+        if coded:
+            probes["coded"] = coded[0].loss, probe(context, PROBED_BITS)
+        return found, probes
 
 
 def _price_all(
@@ -157,33 +164,28 @@ def _price_all(
 ) -> tuple[dict[str, tuple[Candidate, ...]], Corrections]:
     """Candidates of every matrix, and by kind of rounding the factors by which their predictions are corrected."""
     windows = statistics.held_out()
-    kl = HeldOutKl(model, windows, architecture.logit_softcap)
     precision = str(statistics.key["estimator"].get("precision", "float32"))
+    kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
+    probes = Probes(model, architecture, kl)
     prices: dict[str, tuple[Candidate, ...]] = {}
-    kinds = dict.fromkeys(site.type for site in sites)
-    truncated = Probes(model, architecture, windows, kl)
-    for kind in kinds:
+    for kind in dict.fromkeys(site.type for site in sites):
         members = [site for site in sites if site.type == kind]
-        perturbed = {}
-        for site, (found, cut) in zip(members, side_by_side(lambda s: _price(context(s)), members), strict=True):
+        perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
+        for site, (found, errors) in zip(members, side_by_side(lambda s: _price(context(s)), members), strict=True):
             prices[site.name] = found
             progress(len(prices), len(sites) + 1)
-            if cut is not None:
-                perturbed[site.name] = cut
-        truncated.measure(kind, perturbed)
+            for rounding, error in errors.items():
+                perturbed[rounding][site.name] = error
+        for rounding in ROUNDINGS:
+            probes.measure(rounding, perturbed.pop(rounding))
         release_free_memory()
-    corrections: dict[str, dict[str, float]] = {"factored": truncated.factors(precision)}
-    coded = Probes(model, architecture, windows, kl)
-    for kind in kinds:
-        members = [site for site in sites if site.type == kind and not embedding_roles(site, architecture)]
-        coded.measure(kind, {site.name: (loss, w) for site, (loss, w) in _coded(members, prices, context)})
-        release_free_memory()
-    corrections["coded"] = coded.factors(precision)
-    for site in sites:
-        if embedding_roles(site, architecture):
-            corrections["coded"][site.name] = _table_factor(model, context(site), kl)
+    vocabulary = [site for site in sites if embedding_roles(site, architecture)]
+    tables = {site.name: _table_factor(model, context(site), kl) for site in vocabulary}
+    del kl, probes.kl
+    release_free_memory()
+    factors = probes.factors(windows, precision)
     progress(len(sites) + 1, len(sites) + 1)
-    return prices, corrections
+    return prices, {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
 
 
 def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
@@ -196,24 +198,6 @@ def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
         predicted = 0.5 * float((metric.weight * noise).sum())
         with replaced(model, {context.site.name: context.weight - error}):
             return max(kl.measure() / max(predicted, 1e-30), LEAST_FACTOR)
-
-
-def _coded(
-    members: Sequence[Site], prices: Mapping[str, Sequence[Candidate]], context: Callable[[Site], SiteContext]
-) -> Iterator[tuple[Site, tuple[float, torch.Tensor]]]:
-    """The matrices as a code of few bits would leave them, with what that was predicted to lose."""
-    losses = {
-        site.name: next((c.loss for c in prices[site.name] if c.format.bits == PROBED_BITS), None) for site in members
-    }
-    able = [site for site in members if losses[site.name] is not None]
-
-    def perturbed(site: Site) -> torch.Tensor:
-        own = context(site)
-        with torch.no_grad():
-            return own.weight - probe(own, PROBED_BITS)
-
-    for site, weight in zip(able, side_by_side(perturbed, able), strict=True):
-        yield site, (float(losses[site.name] or 0.0), weight)
 
 
 def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, in_kl: bool) -> tuple[Candidate, ...]:

@@ -75,8 +75,8 @@ def test_no_matrix_is_widened_in_the_session(fitted: dict[str, Any]) -> None:
 
 
 def test_answers_a_question(fitted: dict[str, Any]) -> None:
-    # every token of the dense model's own answer leads the next likeliest by a factor of 2.6 or more; asked about France
-    # its first token leads by 1.08 only, which is no fair question to a compressed copy
+    # Every token of the dense model's own answer is at least 2.6 times as likely as the next; asked about France, its
+    # first one is 1.08 times as likely, which is no fair question to a compressed copy.
     prompt = ["--prompt", "What is the capital of Japan?", "--max-new-tokens", "24"]
     text = answer("run", fitted["bundle"], "--chat", *prompt)["text"]
     assert "Tokyo" in text

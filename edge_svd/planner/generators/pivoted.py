@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
 from edge_svd.formats import ALIGNMENT, PIVOTED, SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
@@ -13,12 +9,9 @@ from edge_svd.planner.handover import handover_loss
 from edge_svd.planner.loss import quadratic
 from edge_svd.quantize.pivoted import Pivoted, round_pivoted
 
-SIDE_PROBE = 0.6
-PROBES = (0.25, 0.95)
-"""Shares of the full rank at which the loss by rounding is computed, the first of both sides; it changes slowly in
-between."""
-
-LEAST = 1e-12
+PROBE = 0.6
+"""Share of the full rank at which the loss by rounding is computed, of both sides. Over the ranks it changes by a
+factor of two, and is a twentieth of what truncation costs wherever these formats are worth having."""
 
 
 @GENERATORS.register("pivoted")
@@ -31,23 +24,16 @@ def pivoted(context: SiteContext) -> list[Candidate]:
     ranks = range(ALIGNMENT, min(context.site.shape), ALIGNMENT)
     if context.roles or not ranks:
         return []
-    middle = _nearest(ranks, SIDE_PROBE, context)
+    middle = min(ranks, key=lambda rank: abs(rank - PROBE * min(context.site.shape)))
     sides = {kind: _rounding(context, SiteFormat(kind, middle)) for kind in PIVOTED if _possible(context, kind, middle)}
     if not sides:
         return []
     kind = min(sides, key=lambda side: sides[side])
-    probes = {middle: sides[kind]}
-    for share in PROBES:
-        rank = _nearest(ranks, share, context)
-        if rank not in probes:
-            probes[rank] = _rounding(context, SiteFormat(kind, rank))
-    known = sorted(probes)
-    between = np.exp(np.interp(ranks, known, [math.log(probes[rank] + LEAST) for rank in known]))
     table, found = context.components, []
-    for rank, extra in zip(ranks, between.tolist(), strict=True):
+    for rank in ranks:
         if _possible(context, kind, rank):
             fmt = SiteFormat(kind, rank)
-            loss, score = float(table.truncation[rank]) + extra, float(table.score[rank]) + extra
+            loss, score = float(table.truncation[rank]) + sides[kind], float(table.score[rank]) + sides[kind]
             found.append(Candidate(fmt, weight_bytes(context.site.shape, fmt), loss, score))
     return found
 
@@ -58,10 +44,6 @@ def rounded(context: SiteContext, fmt: SiteFormat) -> Pivoted:
     f = context.factorization
     b, a = f.b[:, kept].double(), f.a[kept].double()
     return round_pivoted(context.w, b, a, context.damped_in, context.damped_out, columns=fmt.kind == "column-pivoted")
-
-
-def _nearest(ranks: range, share: float, context: SiteContext) -> int:
-    return min(ranks, key=lambda rank: abs(rank - share * min(context.site.shape)))
 
 
 def _possible(context: SiteContext, kind: str, rank: int) -> bool:
