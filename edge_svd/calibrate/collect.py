@@ -60,16 +60,40 @@ def inner_sites(sites: Sequence[Site]) -> list[Site]:
     return [site for site in sites if site.type not in ("embedding", "lm_head")]
 
 
+class Once:
+    """One bfloat16 copy of a tensor that is wanted several times in a row."""
+
+    def __init__(self) -> None:
+        self.last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def narrow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor in bfloat16. The last original is kept, so that its address means itself."""
+        if self.last is not None:
+            known, copy = self.last
+            same = known.data_ptr() == tensor.data_ptr() and known._version == tensor._version
+            if same and known.shape == tensor.shape and known.stride() == tensor.stride():
+                return copy
+        copy = tensor.to(torch.bfloat16)
+        self.last = (tensor, copy)
+        return copy
+
+
 @contextmanager
 def watching(
     model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Calls seen(site, x [tokens, n], g [tokens, m]) for every matrix, during the backward pass."""
+    """Calls seen(site, x [tokens, n], g [tokens, m]) for every matrix, during the backward pass.
+
+    Where autocast computes in bfloat16, x is what it multiplied: the input rounded to that.
+    """
     handles = []
+    once = Once()
 
     def watch(site: Site) -> Callable[..., None]:
         def forward(_: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             x = arguments[0].detach()
+            if output.dtype == torch.bfloat16:
+                x = once.narrow(x)
             output.register_hook(lambda g: seen(site, x.flatten(0, -2), g.detach().flatten(0, -2)))
 
         return forward
@@ -183,9 +207,11 @@ def slim_graph(smallest: int = SLIM_ABOVE) -> Iterator[None]:
     The rounding is even and 2⁻⁹ of each entry, far below the sampling noise of a window. Weights are left alone.
     """
 
+    once = Once()
+
     def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
         slim = tensor.requires_grad and tensor.dtype == torch.float32 and tensor.numel() >= smallest
-        return tensor.detach().to(torch.bfloat16) if slim else tensor, slim
+        return once.narrow(tensor.detach()) if slim else tensor, slim
 
     def unpack(kept: tuple[torch.Tensor, bool]) -> torch.Tensor:
         tensor, slim = kept  # what autocast computed in bfloat16 stays so
