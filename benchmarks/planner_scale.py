@@ -19,7 +19,7 @@ import numpy as np
 from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.devices import DEFAULT, load_profile
 from edge_svd.files import atomic_write
-from edge_svd.formats import ALIGNMENT, NARROW_BLOCK, SiteFormat, weight_bytes
+from edge_svd.formats import ALIGNMENT, SiteFormat, weight_bytes
 from edge_svd.planner.memory import Load
 from edge_svd.planner.several import solve_several
 from edge_svd.planner.targets import Setting
@@ -113,14 +113,8 @@ def measure(name: str, architecture: Architecture) -> dict[str, object]:
     scores = [[loss for _, loss in own] for own in table]
     costs = [
         [[weight_bytes(site.shape, fmt) for fmt, _ in own] for site, own in zip(sites, table, strict=True)],
-        [
-            [setting.resident_bytes(site.name, fmt, NARROW_BLOCK) for fmt, _ in own]
-            for site, own in zip(sites, table, strict=True)
-        ],
-        [
-            [setting.nanoseconds(site.name, fmt, NARROW_BLOCK) for fmt, _ in own]
-            for site, own in zip(sites, table, strict=True)
-        ],
+        [[setting.resident_bytes(site.name, fmt) for fmt, _ in own] for site, own in zip(sites, table, strict=True)],
+        [[setting.nanoseconds(site.name, fmt) for fmt, _ in own] for site, own in zip(sites, table, strict=True)],
     ]
     tables = time.perf_counter() - started
     whole = sum(own[0] for own in costs[0])  # everything in int8

@@ -18,7 +18,7 @@ into int8 rows while it is loaded. `table` is that for a vocabulary-sized matrix
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +41,17 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 """Bits of a trellis code's symbols → the planes that hold them, each filling whole bytes."""
 
 TRELLIS_BITS = tuple(PLANES)
-BLOCK_BITS = (2, 4, 8)
-BLOCK_SIZES = (32, 64, 128)
-"""Bits a weight and inputs a block that onnxruntime's MatMulNBits multiplies with as they are."""
+BLOCK_SIZES = {2: (32, 64, 128), 4: (32, 64, 128), 8: (16, 32, 64, 128)}
+"""Bits a weight → inputs a block that onnxruntime's MatMulNBits multiplies with as they are. With few bits, scales of
+blocks of 16 would take as much as another half bit a weight."""
 
-WIDE_BLOCK, NARROW_BLOCK = 32, 16
-"""Block sizes of MatMulNBits. A block of inputs shares one activation scale, and that decides accuracy: SmolLM2 with
-every matrix in int8 is at KL 0.0078, 0.0067, 0.0036, 0.0020 nats to its checkpoint for blocks of 128, 64, 32, 16.
+BLOCK_BITS = tuple(BLOCK_SIZES)
+
+USUAL_BLOCK, NARROW_BLOCK = 32, 16
+ACTIVATION_BLOCKS = (NARROW_BLOCK, USUAL_BLOCK, 64)
+"""Inputs of a product that share one int8 activation scale, where the weights themselves have one scale a row. Narrow
+blocks are more accurate (SmolLM2 with every matrix in int8 is at KL 0.0067, 0.0036, 0.0020 nats to its checkpoint for
+64, 32, 16), wide ones smaller in memory and faster.
 """
 
 BLOCK_STEPS = 255
@@ -63,7 +67,8 @@ class SiteFormat:
 
     `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the pivot rows or columns of a pivoted
     one; `bits` a weight for a trellis or blocks; `rows` of a table: (bits, rows) of each group, most bits first; blocks
-    of `block` inputs, with a zero point each or symmetric.
+    of `block` inputs, with a zero point each or symmetric. In the other kinds, `block` inputs of the first product
+    share an activation scale; 0 stands for the usual number.
     """
 
     kind: str
@@ -81,7 +86,8 @@ class SiteFormat:
             raise InputError(
                 f"Format {self.kind!r} cannot have {self.bits} bits; a trellis has 1 to 6 and blocks have 2, 4 or 8."
             )
-        if self.block not in (BLOCK_SIZES if self.kind == "blocks" else (0,)) or (self.zero and self.kind != "blocks"):
+        sizes = BLOCK_SIZES[self.bits] if self.kind == "blocks" else (0,) if self.kind == "column-pivoted" else _SHARED
+        if self.block not in sizes or (self.zero and self.kind != "blocks"):
             raise InputError(f"Format {self.kind!r} cannot have blocks of {self.block} with zero points {self.zero}.")
         if (self.kind == "table") != bool(self.rows) or not _descending(self.rows):
             raise InputError(f"Format {self.kind!r} cannot have the row groups {self.rows!r}.")
@@ -106,6 +112,12 @@ class SiteFormat:
         return self.kind in FACTORED
 
     @property
+    def stored(self) -> tuple[Any, ...]:
+        """What decides the tensors in the file: everything but how many inputs share an activation scale."""
+        block = self.block if self.kind == "blocks" else 0
+        return self.kind, self.k8, self.k16, self.bits, self.rows, block, self.zero
+
+    @property
     def family(self) -> str:
         """What `--candidates` calls it: both pivoted kinds are one, and so are both trellis-coded ones; blocks
         are one for each number of bits."""
@@ -120,26 +132,31 @@ class SiteFormat:
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether an m x n matrix can be kept like this."""
+        if self.block and shape[1] % self.block:
+            return False
         if self.kind in PIVOTED:
             return self.k8 < min(shape) and max(shape) <= MOST_PIVOTED
         if self.kind == "table":
             return sum(count for _, count in self.rows) == shape[0]
         if self.kind == "trellis":
             return shape[1] <= MOST_PIVOTED
-        if self.kind == "blocks":
-            return shape[1] % self.block == 0
         return self.rank <= min(shape)
 
+    def inputs_a_block(self, width: int) -> int:
+        """How many inputs of the first product share an activation scale, of `width` padded inputs."""
+        return self.block or (USUAL_BLOCK if width % USUAL_BLOCK == 0 else NARROW_BLOCK)
+
     def to_json(self) -> dict[str, Any]:
+        shared: dict[str, Any] = {"block": self.block} if self.block else {}
         if self.factored:
-            return {"kind": self.kind, "k8": self.k8, "k16": self.k16}
+            return {"kind": self.kind, "k8": self.k8, "k16": self.k16, **shared}
         if self.kind == "trellis":
-            return {"kind": self.kind, "bits": self.bits}
+            return {"kind": self.kind, "bits": self.bits, **shared}
         if self.kind == "table":
-            return {"kind": self.kind, "rows": [list(group) for group in self.rows]}
+            return {"kind": self.kind, "rows": [list(group) for group in self.rows], **shared}
         if self.kind == "blocks":
             return {"kind": self.kind, "bits": self.bits, "block": self.block, "zero": self.zero}
-        return {"kind": self.kind}
+        return {"kind": self.kind, **shared}
 
     @classmethod
     def from_json(cls, value: Any) -> SiteFormat:
@@ -159,6 +176,8 @@ class SiteFormat:
             raise InputError(f"Row groups of a site's format must be pairs of integers, got {value!r}.")
         return cls(value["kind"], **numbers, rows=tuple((bits, count) for bits, count in groups), zero=zero)
 
+
+_SHARED = (0, *ACTIVATION_BLOCKS)
 
 FIELDS = frozenset(("kind", "k8", "k16", "bits", "rows", "block", "zero"))
 
@@ -240,11 +259,3 @@ def _planes(shape: tuple[int, int], bits: int) -> dict[str, tuple[str, tuple[int
 def weight_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
     """Bytes of those tensors on disk, without alignment between them."""
     return sum(ITEM_BYTES[dtype] * math.prod(dims) for dtype, dims in tensors(shape, fmt).values())
-
-
-def largest_block(formats: Iterable[SiteFormat]) -> int:
-    """Wide blocks where every matrix is dense. Factored matrices round twice, at the input and between A and B, and a
-    model that truncation has already moved answers more to noise: at 115 MB SmolLM2 is at KL 0.0063 with wide blocks,
-    0.0048 with narrow ones, for a tenth of the decoding speed.
-    """
-    return NARROW_BLOCK if any(fmt.factored for fmt in formats) else WIDE_BLOCK

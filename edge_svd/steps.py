@@ -25,7 +25,6 @@ from edge_svd.export.documents import context_length
 from edge_svd.export.graph import CACHE
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
-from edge_svd.formats import largest_block
 from edge_svd.models import OpenedModel
 from edge_svd.planner.draft import SizeOf, sized
 from edge_svd.planner.make import make_plan
@@ -198,9 +197,8 @@ def check_plan(opened: OpenedModel, plan: Plan) -> None:
 
 def check_kernels(opened: OpenedModel, plan: Plan) -> None:
     """InputError if the plan needs a kernel that the installed onnxruntime lacks."""
-    largest = largest_block(plan.formats.values())
     for site in opened.sites:
-        for product in () if site.tied_to else products(site.shape, plan.formats[site.name], largest):
+        for product in () if site.tied_to else products(site.shape, plan.formats[site.name]):
             if not kernel_works(product.bits, product.block):
                 raise InputError(
                     f"The plan keeps {site.name} in {product.bits} bits in blocks of {product.block}, for which the "

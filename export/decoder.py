@@ -15,7 +15,7 @@ from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
-from edge_svd.formats import SiteFormat, largest_block
+from edge_svd.formats import SiteFormat
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Decoder:
         self.every_position = every_position
         self.biases = biases
         self.sites: dict[str, Site] = {site.name: site for site in sites_of(architecture)}
-        self.b = Builder(largest_block(formats.values()))
+        self.b = Builder()
 
     def build(self) -> Graph:
         a, b = self.a, self.b

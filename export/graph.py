@@ -60,8 +60,7 @@ class Weight:
 class Builder:
     """Collects nodes and weights; equal constants and equal expressions on them are made once."""
 
-    def __init__(self, largest_block: int) -> None:
-        self.largest_block = largest_block
+    def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
         self.weights: dict[str, Weight] = {}
         self.end = 0

@@ -33,11 +33,6 @@ ACCURACY_LEVEL = 4
 """int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""
 
 
-def block_size(builder: Builder, width: int) -> int:
-    """The block for an input of this width (a multiple of 16)."""
-    return builder.largest_block if width % builder.largest_block == 0 else NARROW_BLOCK
-
-
 def linear(
     builder: Builder, x: ir.Value, site: Site, fmt: SiteFormat, matrix: str = "", bias: bool = False
 ) -> ir.Value:
@@ -70,7 +65,7 @@ def dense_matrix(
 ) -> tuple[ir.Value, int, list[float]]:
     """The stored bytes [m, blocks, block], the block size, and each block's factor on the row's scale."""
     m, n = shape[0], padded(shape[1])
-    block = block_size(builder, n)
+    block = fmt.inputs_a_block(n)
     if fmt.kind in CODED:
         return coded_matrix(builder, name, shape, fmt, block), block, [1.0] * (n // block)
     suffix, reader, factors = {"int8": ("q8", planes.rows8, [1.0]), "int16": ("q16", planes.rows16, [256.0, 1.0])}[
@@ -134,7 +129,7 @@ def _low_rank(
     m, n = shape[0], padded(shape[1])
     k8, k16 = fmt.k8, fmt.k16
     rows = k8 + 2 * k16
-    block = block_size(builder, n)
+    block = fmt.inputs_a_block(n)
     a_readers: list[Callable[[Reader], Iterator[Array]]] = []
     scales: list[ir.Value] = []
     if k8:
@@ -191,7 +186,7 @@ def _pivoted(
     stored = builder.weight(tensor, UINT16, (m if fmt.kind == "row-pivoted" else n,), lambda read: iter([read(tensor)]))
     order = builder.op("Cast", stored, to=int(INT32))
     if fmt.kind == "row-pivoted":
-        pivots = rows(x, "as", (k, n), block_size(builder, n))
+        pivots = rows(x, "as", (k, n), fmt.inputs_a_block(n))
         rest = rows(pivots, "ct", (m - k, k), NARROW_BLOCK)
         y = builder.op("Gather", builder.op("Concat", pivots, rest, axis=-1), order, axis=2)
         return y if bias is None else builder.op("Add", y, bias)

@@ -11,7 +11,7 @@ from edge_svd.allocate import Strategy
 from edge_svd.allocate.strategy import HasGradient
 from edge_svd.decompose import Factorization
 from edge_svd.formats import INT8_LIMIT
-from edge_svd.planner.handover import handover_loss
+from edge_svd.planner.activations import handover_loss
 from edge_svd.quantize.components import round_components
 
 

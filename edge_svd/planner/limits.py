@@ -46,7 +46,6 @@ def limits_of(
     names: Sequence[str],
     table: Table,
     file_costs: Callable[[], Sequence[Sequence[int]]],
-    largest_block: int,
 ) -> tuple[Limit, ...]:
     """The limits that the targets set, in the order file, memory, time."""
     found = []
@@ -54,10 +53,10 @@ def limits_of(
         costs = tuple(tuple(own) for own in file_costs())
         found.append(Limit(FILE, targets.file_bytes, costs, lambda plan: plan.file_bytes))
     if targets.peak_rss_bytes is not None:
-        costs = _costs(names, table, lambda name, c: setting.resident_bytes(name, c.format, largest_block))
+        costs = _costs(names, table, lambda name, c: setting.resident_bytes(name, c.format))
         found.append(Limit(MEMORY, targets.peak_rss_bytes, costs, lambda plan: plan.peak_rss_bytes))
     if targets.decode_tokens_per_s is not None:
-        costs = _costs(names, table, lambda name, c: setting.nanoseconds(name, c.format, largest_block))
+        costs = _costs(names, table, lambda name, c: setting.nanoseconds(name, c.format))
         allowed = int(1e9 / targets.decode_tokens_per_s)
         found.append(Limit(TIME, allowed, costs, lambda plan: nanoseconds(plan)))
     return tuple(found)

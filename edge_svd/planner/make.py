@@ -82,7 +82,7 @@ def _within_size(draft: Draft) -> Plan:
     budget = sum(c[i] for c, i in zip(costs, least, strict=True)) + target_bytes - smallest.file_bytes
     for _ in range(ROUNDS):
         solution = _solve(survey, candidates, costs, budget)
-        plan = smallest if solution is None else draft.plan(solution)
+        plan = smallest if solution is None else draft.plan(draft.quick(solution))
         spare = target_bytes - plan.file_bytes
         if spare >= 0 and price(plan, survey) < price(best, survey):
             best = plan
@@ -123,7 +123,7 @@ def _filled(draft: Draft, costs: Sequence[Sequence[int]], best: Plan) -> Plan:
             if solution is None:
                 break
             chosen = tuple(kept[i] for kept, i in zip(allowed, solution.choice, strict=True))
-            plan = draft.plan(replace(solution, choice=chosen))
+            plan = draft.plan(draft.quick(replace(solution, choice=chosen)))
             if plan.file_bytes <= target:
                 better = plan
                 break

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
-from edge_svd.formats import NARROW_BLOCK, SiteFormat, largest_block, padded
+from edge_svd.formats import SiteFormat, padded
 from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
@@ -95,9 +95,9 @@ def unpacked_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
     return round(UNPACKED * shape[0] * padded(shape[1])) if fmt.kind == "trellis" else 0
 
 
-def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, largest_block: int = NARROW_BLOCK) -> int:
+def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
     """Resident bytes of an m x n matrix's products: what the solver trades in."""
-    held = sum(product_bytes(p, costs) for p in calls(shape, fmt, largest_block).products)
+    held = sum(product_bytes(p, costs) for p in calls(shape, fmt).products)
     return round(held + unpacked_bytes(shape, fmt))
 
 
@@ -108,18 +108,18 @@ def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> in
 
 
 def table_bytes(
-    architecture: Architecture, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load, largest: int
+    architecture: Architecture, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
 ) -> int:
     """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
-    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt, largest).products)
+    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
     if architecture.tied_embeddings:
-        return stored + matrix_bytes(shape, fmt, costs, largest)
+        return stored + matrix_bytes(shape, fmt, costs)
     return min(stored, load.context * FAULT_AROUND)
 
 
 def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
     """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
-    a, largest = architecture, largest_block(formats.values())
+    a = architecture
     queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
     layer = 2 * a.hidden_size + 3 * queries + 3 * keys + 3 * a.intermediate_size
     own = {a.hidden_size, queries, keys, a.intermediate_size}
@@ -127,7 +127,7 @@ def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteForma
     for site in sites_of(a):
         if site.type not in ("embedding", "lm_head") and not site.tied_to:
             own |= set(site.shape)
-            between |= set(calls(site.shape, formats[site.name], largest).widths)
+            between |= set(calls(site.shape, formats[site.name]).widths)
     if a.fused_gate_up:
         layer += 2 * a.intermediate_size
     if a.fused_qkv:
@@ -147,17 +147,16 @@ def peak_memory(
     architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
-    largest = largest_block(formats.values())
     embedding = weights = 0.0
     patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):
         if site.tied_to:
             continue
         if site.name == EMBEDDING:
-            embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load, largest)
+            embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load)
             continue
         weights += unpacked_bytes(site.shape, formats[site.name])
-        for product in calls(site.shape, formats[site.name], largest).products:
+        for product in calls(site.shape, formats[site.name]).products:
             weights += product_bytes(product, costs)
             if product.pattern:
                 key = product.rows, product.blocks, product.pattern

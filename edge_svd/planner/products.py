@@ -52,42 +52,38 @@ class Calls:
     widths: tuple[int, ...] = ()
 
 
-def _block(columns: int, largest: int) -> int:
-    return largest if columns % largest == 0 else NARROW_BLOCK
-
-
-def _int8(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _int8(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     n = padded(shape[1])
-    return Calls((Product(shape[0], n, 8, _block(n, largest)),))
+    return Calls((Product(shape[0], n, 8, fmt.inputs_a_block(n)),))
 
 
-def _int16(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _int16(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     n = padded(shape[1])
-    return Calls((Product(shape[0], 2 * n, 8, _block(n, largest)),), (2 * n,))
+    return Calls((Product(shape[0], 2 * n, 8, fmt.inputs_a_block(n)),), (2 * n,))
 
 
-def _low_rank(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _low_rank(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     n, inner = padded(shape[1]), fmt.k8 + 2 * fmt.k16
     b = Product(shape[0], inner, 8, NARROW_BLOCK, pattern=f"{fmt.k8}+{fmt.k16}")
     parts = (fmt.k8, fmt.k16) if fmt.k8 and fmt.k16 else ()
-    return Calls((Product(inner, n, 8, _block(n, largest)), b), (inner, *parts))
+    return Calls((Product(inner, n, 8, fmt.inputs_a_block(n)), b), (inner, *parts))
 
 
-def _row_pivoted(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _row_pivoted(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     m, n, k = shape[0], padded(shape[1]), fmt.k8
-    return Calls((Product(k, n, 8, _block(n, largest)), Product(m - k, k, 8, NARROW_BLOCK)), (k, m - k))
+    return Calls((Product(k, n, 8, fmt.inputs_a_block(n)), Product(m - k, k, 8, NARROW_BLOCK)), (k, m - k))
 
 
-def _column_pivoted(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _column_pivoted(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     m, n, k = shape[0], padded(shape[1]), fmt.k8
     return Calls((Product(k, n - k, 8, NARROW_BLOCK), Product(m, k, 8, NARROW_BLOCK)), (k, n - k))
 
 
-def _blocks(shape: tuple[int, int], fmt: SiteFormat, largest: int) -> Calls:
+def _blocks(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     return Calls((Product(shape[0], shape[1], fmt.bits, fmt.block, zero_points=fmt.zero),))
 
 
-PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
+PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat], Calls]] = {
     "int8": _int8,
     "int16": _int16,
     "low-rank": _low_rank,
@@ -97,15 +93,14 @@ PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat, int], Calls]] = {
     "table": _int8,
     "blocks": _blocks,
 }
-"""Kind → its calls for a matrix [m, n], a format, and the graph's largest block."""
+"""Kind → its calls for a matrix [m, n] in a format."""
 
 
-def calls(shape: tuple[int, int], fmt: SiteFormat, largest_block: int = NARROW_BLOCK) -> Calls:
-    """What an m x n matrix in this format becomes in a graph with that largest block; KeyError for a kind without
-    an entry."""
-    return PRODUCTS[fmt.kind](shape, fmt, largest_block)
+def calls(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
+    """What an m x n matrix in this format becomes; KeyError for a kind without an entry."""
+    return PRODUCTS[fmt.kind](shape, fmt)
 
 
-def products(shape: tuple[int, int], fmt: SiteFormat, largest_block: int = NARROW_BLOCK) -> tuple[Product, ...]:
+def products(shape: tuple[int, int], fmt: SiteFormat) -> tuple[Product, ...]:
     """The MatMulNBits calls of an m x n matrix in this format, in the order they run."""
-    return calls(shape, fmt, largest_block).products
+    return calls(shape, fmt).products

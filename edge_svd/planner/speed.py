@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
 from edge_svd.devices import Profile
-from edge_svd.formats import NARROW_BLOCK, SiteFormat, largest_block
+from edge_svd.formats import SiteFormat
 from edge_svd.planner.memory import cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls
 
@@ -24,11 +24,9 @@ def product_seconds(product: Product, profile: Profile) -> float:
     return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, product.block)
 
 
-def matrix_seconds(
-    shape: tuple[int, int], fmt: SiteFormat, profile: Profile, largest_block: int = NARROW_BLOCK
-) -> float:
+def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) -> float:
     """All products of an m x n matrix: what the solver trades in."""
-    return sum(product_seconds(p, profile) for p in calls(shape, fmt, largest_block).products)
+    return sum(product_seconds(p, profile) for p in calls(shape, fmt).products)
 
 
 def multiplied(site: Site, architecture: Architecture) -> bool:
@@ -48,9 +46,8 @@ def decode_seconds(
     architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
 ) -> float:
     """Predicted seconds a token with `context` tokens in the cache."""
-    largest = largest_block(formats.values())
     products = sum(
-        matrix_seconds(site.shape, formats[site.name], profile, largest)
+        matrix_seconds(site.shape, formats[site.name], profile)
         for site in sites_of(architecture)
         if multiplied(site, architecture)
     )

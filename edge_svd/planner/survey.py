@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
-from edge_svd.formats import CODED, SiteFormat, weight_bytes
+from edge_svd.formats import ACTIVATION_BLOCKS, CODED, SiteFormat, padded, weight_bytes
 from edge_svd.parallel import side_by_side
+from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, replaced
 from edge_svd.planner.generators import GENERATORS, SiteContext
@@ -25,13 +26,19 @@ from edge_svd.runtime.memory import release_free_memory
 
 ALIASES = {"fp16": "int16"}
 DEFAULT_CANDIDATES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
-VERSION = 9
+VERSION = 11
 
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""
 
+ROWS = 8192
+"""Rows of a table looked at together."""
+
 LEAST_FACTOR = 0.05
 """A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
+
+Activations = Mapping[str, Mapping[int, float]]
+"""Site → inputs that share a scale → predicted loss of rounding its inputs, nats per token."""
 
 ROUNDINGS = ("factored", "coded")
 
@@ -110,7 +117,7 @@ def survey(
     identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": allocation_name}
     file = cache / f"prices-{cache_key(identity)[:16]}.json" if cache is not None else None
     if file is not None and file.exists():
-        prices, corrections = _from_json(read_json(file, "price list"))
+        prices, corrections, activations = _from_json(read_json(file, "price list"))
     else:
 
         def context(site: Site) -> SiteContext:
@@ -118,11 +125,16 @@ def survey(
             own = context_of(site, module.weight.detach().float(), architecture, statistics, method, allocation_name)
             return replace(own, lookup_scale=lookup_scale(module))
 
-        prices, corrections = _price_all(model, architecture, statistics, sites, context, progress)
+        prices, corrections, activations = _price_all(model, architecture, statistics, sites, context, progress)
         if file is not None:
-            atomic_write(file, _to_json(prices, corrections))
+            atomic_write(file, _to_json(prices, corrections, activations))
     in_kl = allocation(allocation_name).in_kl
-    prices = {site.name: _corrected(prices[site.name], site.name, corrections, in_kl) for site in sites}
+    prices = {
+        site.name: _with_activations(
+            _corrected(prices[site.name], site.name, corrections, in_kl), activations[site.name], in_kl, site.shape
+        )
+        for site in sites
+    }
     tables = {site.name for site in sites if embedding_roles(site, architecture)}
     chosen = {name: tuple(c for c in found if c.format.family in kinds) for name, found in prices.items()}
     for name in tables:
@@ -136,8 +148,17 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def _price(context: SiteContext) -> tuple[tuple[Candidate, ...], dict[str, Perturbed]]:
-    """All candidates of one matrix, and by kind of rounding the error that its type is perturbed with."""
+@dataclass(frozen=True)
+class _Priced:
+    """One matrix: its candidates, by kind of rounding the error that its type is perturbed with, and what rounding its
+    inputs loses."""
+
+    candidates: tuple[Candidate, ...]
+    perturbed: Mapping[str, Perturbed]
+    activations: Mapping[int, float]
+
+
+def _price(context: SiteContext) -> _Priced:
     with torch.no_grad():
         found = tuple(c for kind in DEFAULT_CANDIDATES for c in GENERATORS[kind](context))
         probes: dict[str, Perturbed] = {}
@@ -151,7 +172,22 @@ def _price(context: SiteContext) -> tuple[tuple[Candidate, ...], dict[str, Pertu
         coded = [] if context.roles else [c for c in found if c.format.bits == PROBED_BITS]
         if coded:
             probes["coded"] = coded[0].loss, probe(context, PROBED_BITS)
-        return found, probes
+        return _Priced(found, probes, _activation_losses(context))
+
+
+def _activation_losses(context: SiteContext) -> dict[int, float]:
+    """Of the product that the matrix becomes; zeros for a table that is only looked up in."""
+    w = context.weight
+    if not context.roles:
+        return input_losses(context.c_in.diagonal(), ((context.c_out.float() @ w) * w).sum(0).double())
+    power = context.statistics.head_metric(context.site.shape[1]).diagonal()
+    if "head" not in context.roles:
+        return input_losses(power, torch.zeros_like(power))
+    variance = context.statistics.head_variance().float()
+    weight = w.new_zeros(w.shape[1])
+    for v, rows in zip(variance.split(ROWS), w.split(ROWS), strict=True):
+        weight += v @ rows.square()
+    return input_losses(power, weight.double())
 
 
 def _price_all(
@@ -161,20 +197,22 @@ def _price_all(
     sites: Sequence[Site],
     context: Callable[[Site], SiteContext],
     progress: Callable[[int, int], None],
-) -> tuple[dict[str, tuple[Candidate, ...]], Corrections]:
-    """Candidates of every matrix, and by kind of rounding the factors by which their predictions are corrected."""
+) -> tuple[dict[str, tuple[Candidate, ...]], Corrections, Activations]:
+    """Candidates of every matrix, by kind of rounding the factors by which their predictions are corrected, and what
+    rounding of activations adds."""
     windows = statistics.held_out()
     precision = str(statistics.key["estimator"].get("precision", "float32"))
     kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
     probes = Probes(model, architecture, kl)
     prices: dict[str, tuple[Candidate, ...]] = {}
+    activations: dict[str, Mapping[int, float]] = {}
     for kind in dict.fromkeys(site.type for site in sites):
         members = [site for site in sites if site.type == kind]
         perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
-        for site, (found, errors) in zip(members, side_by_side(lambda s: _price(context(s)), members), strict=True):
-            prices[site.name] = found
+        for site, priced in zip(members, side_by_side(lambda s: _price(context(s)), members), strict=True):
+            prices[site.name], activations[site.name] = priced.candidates, priced.activations
             progress(len(prices), len(sites) + 1)
-            for rounding, error in errors.items():
+            for rounding, error in priced.perturbed.items():
                 perturbed[rounding][site.name] = error
         for rounding in ROUNDINGS:
             probes.measure(rounding, perturbed.pop(rounding))
@@ -185,7 +223,8 @@ def _price_all(
     release_free_memory()
     factors = probes.factors(windows, precision)
     progress(len(sites) + 1, len(sites) + 1)
-    return prices, {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
+    corrections = {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
+    return prices, corrections, activations
 
 
 def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
@@ -211,21 +250,49 @@ def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, 
     return tuple(corrected(c) for c in found)
 
 
-def _to_json(prices: Mapping[str, Sequence[Candidate]], corrections: Corrections) -> bytes:
+def _with_activations(
+    found: Sequence[Candidate], losses: Mapping[int, float], in_kl: bool, shape: tuple[int, int]
+) -> tuple[Candidate, ...]:
+    """Candidates with what rounding their inputs adds; those of one scale a row in every number of inputs a block."""
+
+    def variants(c: Candidate) -> Iterator[Candidate]:
+        usual = c.format.inputs_a_block(padded(shape[1]))
+        others = [] if c.format.factored or c.format.kind == "blocks" else ACTIVATION_BLOCKS
+        for block in (c.format.block, *others):
+            fmt = replace(c.format, block=block)
+            if block == c.format.block or (block != usual and fmt.fits(shape)):
+                added = losses[block or usual]
+                yield Candidate(fmt, c.bytes, c.loss + added, c.score + (added if in_kl else 0.0))
+
+    return tuple(made for c in found for made in variants(c))
+
+
+def _to_json(prices: Mapping[str, Sequence[Candidate]], corrections: Corrections, activations: Activations) -> bytes:
     table = {name: [[c.format.to_json(), c.bytes, c.loss, c.score] for c in found] for name, found in prices.items()}
     return canonical_json(
-        {"prices": table, "corrections": {which: dict(factors) for which, factors in corrections.items()}}
+        {
+            "prices": table,
+            "corrections": {which: dict(factors) for which, factors in corrections.items()},
+            "activations": {
+                name: {str(block): loss for block, loss in losses.items()} for name, losses in activations.items()
+            },
+        }
     )
 
 
-def _from_json(table: Any) -> tuple[dict[str, tuple[Candidate, ...]], Corrections]:
+def _from_json(table: Any) -> tuple[dict[str, tuple[Candidate, ...]], Corrections, Activations]:
     prices = {
         name: tuple(
             Candidate(SiteFormat.from_json(fmt), size, float(loss), float(score)) for fmt, size, loss, score in rows
         )
         for name, rows in table["prices"].items()
     }
-    return prices, {
+    corrections = {
         which: {name: float(value) for name, value in factors.items()}
         for which, factors in table["corrections"].items()
     }
+    activations = {
+        name: {int(block): float(loss) for block, loss in losses.items()}
+        for name, losses in table["activations"].items()
+    }
+    return prices, corrections, activations

@@ -81,16 +81,16 @@ class Setting:
         item = self.load.cache_item_bytes
         return decode_seconds(self.architecture, formats, self.profile, self.speed_context, item)
 
-    def resident_bytes(self, name: str, fmt: SiteFormat, largest_block: int) -> int:
-        """What one matrix adds to the peak, in a graph with that largest block."""
+    def resident_bytes(self, name: str, fmt: SiteFormat) -> int:
+        """What one matrix adds to the peak."""
         site, costs = self.sites[name], self.profile.memory
         if name == EMBEDDING:
-            return table_bytes(self.architecture, site.shape, fmt, costs, self.load, largest_block)
-        return matrix_bytes(site.shape, fmt, costs, largest_block)
+            return table_bytes(self.architecture, site.shape, fmt, costs, self.load)
+        return matrix_bytes(site.shape, fmt, costs)
 
-    def nanoseconds(self, name: str, fmt: SiteFormat, largest_block: int) -> int:
+    def nanoseconds(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to a token's time, in whole nanoseconds."""
         site = self.sites[name]
         if not multiplied(site, self.architecture):
             return 0
-        return round(1e9 * matrix_seconds(site.shape, fmt, self.profile, largest_block))
+        return round(1e9 * matrix_seconds(site.shape, fmt, self.profile))

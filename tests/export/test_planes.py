@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_svd.export import planes
-from edge_svd.export.graph import Builder
-from edge_svd.export.linear import block_size
-from edge_svd.formats import SiteFormat, largest_block
+from edge_svd.formats import SiteFormat
 
 
 def test_every_int8_and_int16_survives() -> None:
@@ -47,8 +45,7 @@ def test_pieces_join_to_the_whole(monkeypatch: object) -> None:
     assert np.array_equal(256 * values[:, 4:10] + values[:, 10:], stored["w"].astype(int))
 
 
-def test_blocks_divide_every_width_and_narrow_where_matrices_are_factored() -> None:
-    dense, factored = [SiteFormat("int8"), SiteFormat("int16")], [SiteFormat("int8"), SiteFormat("low-rank", 16)]
-    wide, narrow = Builder(largest_block(dense)), Builder(largest_block(factored))
-    assert [block_size(wide, width) for width in (576, 1536, 48)] == [32, 32, 16]
-    assert [block_size(narrow, width) for width in (576, 1536, 48)] == [16, 16, 16]
+def test_usual_blocks_divide_every_width() -> None:
+    fmt = SiteFormat("int8")
+    assert [fmt.inputs_a_block(width) for width in (576, 1536, 48)] == [32, 32, 16]
+    assert [SiteFormat("int8", block=64).fits((8, width)) for width in (576, 96)] == [True, False]

@@ -68,8 +68,7 @@ def test_the_session_holds_no_widened_weights(tmp_path: Path, tied: bool, fmt: S
     held = prove.inspect_session(bundle)
     floats = [row for row in held if row[1] == "FLOAT"]
     planes = 2 if embedding.kind == "int16" else 1
-    block = 16 if fmt.factored else 32
-    head_scales = 4096 * (64 // block) * planes * 4
+    head_scales = 4096 * (64 // 32) * planes * 4
     assert floats[0][2] == head_scales
     tables = 100 * 8 * 4
     assert sum(size == tables for _, _, size in floats) == 2  # cos and sin, shared by both layers

@@ -16,7 +16,7 @@ from edge_svd.architectures import Architecture, architecture_of, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
 from edge_svd.export.graph import CACHE
-from edge_svd.formats import KINDS, SiteFormat, largest_block
+from edge_svd.formats import KINDS, SiteFormat
 from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory, product_bytes
 from edge_svd.planner.products import PRODUCTS, Product, products
 from edge_svd.runtime.graph_products import graph_products
@@ -24,8 +24,12 @@ from edge_svd.runtime.graph_products import graph_products
 COSTS = MemoryCosts(1000, 100, 2.0, 10, 12.0)
 FORMATS = [
     SiteFormat("int8"),
+    SiteFormat("int8", block=16),
     SiteFormat("int16"),
+    SiteFormat("int16", block=16),
+    SiteFormat("trellis", bits=3, block=16),
     SiteFormat("low-rank", 16, 0),
+    SiteFormat("low-rank", 16, 0, block=16),
     SiteFormat("low-rank", 0, 16),
     SiteFormat("low-rank", 16, 16),
     SiteFormat("row-pivoted", 16),
@@ -54,20 +58,19 @@ def test_every_kind_has_an_entry() -> None:
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_products_are_those_of_the_graph(fmt: SiteFormat, architecture: Architecture) -> None:
     formats = chosen(architecture, fmt)
-    largest = largest_block(formats.values())
     graph = decoder(architecture, formats, context=64, every_position=False).model
     counted = Counter(
         (p.rows, p.columns, p.bits, p.block)
         for site in sites_of(architecture)
         if site.type != "embedding"
-        for p in products(site.shape, formats[site.name], largest)
+        for p in products(site.shape, formats[site.name])
     )
     assert counted == Counter((p.rows, p.columns, p.bits, p.block) for p in graph_products(graph))
 
 
 def test_resident_bytes_of_an_int8_matrix_by_hand() -> None:
     # 64 rows of 96 numbers in 3 blocks of 32, 12 bytes a block, 10 for the call.
-    assert matrix_bytes((64, 96), SiteFormat("int8"), COSTS, 32) == 64 * 96 + 64 * 3 * 12 + 10
+    assert matrix_bytes((64, 96), SiteFormat("int8"), COSTS) == 64 * 96 + 64 * 3 * 12 + 10
 
 
 def test_two_bits_are_packed_four_blocks_at_a_time() -> None:

@@ -98,6 +98,17 @@ def test_memory_is_kept_to_and_used(make: Make, least: int) -> None:
     assert all(later <= earlier * 1.0001 for earlier, later in zip(losses, losses[1:], strict=False))
 
 
+def test_inputs_share_scales_where_that_saves_time(make: Make) -> None:
+    """The board multiplies at one speed whatever the block, so the narrowest is best; where a row of weights has many
+    scales and memory is short, wide ones are."""
+    dense = "int8,int16"
+    assert {fmt.inputs_a_block(64) for fmt in make(size=10**9, candidates=dense).formats.values()} == {16}
+    with pytest.raises(BudgetError) as refused:
+        make(ram=1000, candidates=dense)
+    tight = make(ram=refused.value.smallest, candidates=dense).formats
+    assert {fmt.inputs_a_block(64) for name, fmt in tight.items() if not name.endswith("down_proj")} == {64}
+
+
 def test_memory_targets_are_no_worse_than_one_technique(make: Make, least: int) -> None:
     ram = int(1.25 * least)
     best = make(ram=ram).kl

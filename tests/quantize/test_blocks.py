@@ -29,7 +29,7 @@ FORMATS = [
     for bits in BLOCK_BITS
     for block in (32, 64)
     for zero in (False, True)
-]
+] + [SiteFormat("blocks", bits=8, block=16)]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_svd.errors import Failure, InputError
 from edge_svd.formats import SiteFormat, tensors, weight_bytes
-from edge_svd.planner.handover import handover_loss
+from edge_svd.planner.activations import handover_loss
 from edge_svd.quantize.pivoted import choose_pivots, damped, round_pivoted
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 

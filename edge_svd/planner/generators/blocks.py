@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from edge_svd.formats import BLOCK_BITS, BLOCK_SIZES, SiteFormat, weight_bytes
+from edge_svd.formats import BLOCK_SIZES, SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import table_metric
@@ -30,7 +30,7 @@ def blocks(bits: int, context: SiteContext) -> list[Candidate]:
     # What rows weigh together is exact; only how well they round is taken from the sample.
     share = float(rows.sum()) / max(float(rows[::step].sum()), 1e-300)
     found = []
-    for block in BLOCK_SIZES:
+    for block in BLOCK_SIZES[bits]:
         for zero in (False, True) if bits < 8 else (False,):
             fmt = SiteFormat("blocks", bits=bits, block=block, zero=zero)
             if fmt.fits(shape):
@@ -40,5 +40,5 @@ def blocks(bits: int, context: SiteContext) -> list[Candidate]:
     return found
 
 
-for _bits in BLOCK_BITS:
+for _bits in BLOCK_SIZES:
     GENERATORS.register(f"blocks-{_bits}")(partial(blocks, _bits))

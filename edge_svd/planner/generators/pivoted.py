@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edge_svd.formats import ALIGNMENT, PIVOTED, SiteFormat, weight_bytes
+from edge_svd.planner.activations import handover_loss
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
-from edge_svd.planner.handover import handover_loss
 from edge_svd.planner.loss import quadratic
 from edge_svd.quantize.pivoted import Pivoted, round_pivoted
 

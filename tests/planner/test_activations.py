@@ -1,0 +1,47 @@
+"""Predicted loss of rounding a product's inputs against rounding them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edge_svd.formats import ACTIVATION_BLOCKS, INT8_LIMIT
+from edge_svd.planner.activations import MEASURED, input_losses
+
+
+def rounded(x: torch.Tensor, block: int) -> torch.Tensor:
+    """x [tokens, n] as onnxruntime rounds it: int8 on a scale that the largest of a block sets."""
+    parts = x.reshape(len(x), -1, block)
+    scale = parts.abs().amax(2, keepdim=True) / INT8_LIMIT
+    return ((parts / scale).round() * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize("block", ACTIVATION_BLOCKS)
+@pytest.mark.parametrize("outliers", (False, True))
+def test_loss_is_that_of_rounding(block: int, outliers: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, m = 128, 48
+    size = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
+    if outliers:
+        size[::50] = 40.0
+    x = torch.randn(4000, n, generator=generator, dtype=torch.float64) * size
+    w = torch.randn(m, n, generator=generator, dtype=torch.float64)
+    g = torch.randn(200, m, generator=generator, dtype=torch.float64)
+    c_out = g.T @ g / len(g)
+    error = (rounded(x, block) - x) @ w.T
+    measured = 0.5 * float(((error @ c_out) * error).sum(1).mean())
+    found = input_losses(x.square().mean(0), ((c_out @ w) * w).sum(0))[block] / MEASURED
+    assert found == pytest.approx(measured, rel=0.25)  # inputs of unequal size have a larger maximum than assumed
+
+
+def test_wider_blocks_lose_more() -> None:
+    generator = torch.Generator().manual_seed(1)
+    power, weight = (torch.rand(256, generator=generator, dtype=torch.float64) for _ in range(2))
+    losses = input_losses(power, weight)
+    assert list(losses) == [16, 32, 64, 128]
+    assert list(losses.values()) == sorted(losses.values())
+
+
+def test_blocks_that_do_not_divide_are_left_out() -> None:
+    ones = torch.ones(90, dtype=torch.float64)
+    assert list(input_losses(ones, ones)) == [16, 32]  # padded to 96
