@@ -32,7 +32,8 @@ from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.survey import Survey, context_of
+from edge_svd.planner.survey import Survey
+from edge_svd.planner.views import context_of
 from edge_svd.progress import step
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 from edge_svd.report.machine import describe, today

@@ -31,7 +31,7 @@ from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.survey import context_of, lookup_scale
+from edge_svd.planner.views import context_of, lookup_scale
 from edge_svd.quantize.blocks import pack_blocks, round_blocks
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import round_rows

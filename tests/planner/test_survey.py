@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from edge_svd.planner.survey import lookup_scale
+from edge_svd.models import open_model
+from edge_svd.planner.loss import quadratic
+from edge_svd.planner.pricing import price
+from edge_svd.planner.views import context_of, lookup_scale
+from edge_svd.steps import Calibration, run_calibration
 
 sys.path.append(str(Path(__file__).parents[1] / "export"))
 
@@ -22,3 +26,20 @@ def test_lookup_scale_is_what_the_module_does(family: str) -> None:
     ids = torch.arange(3, 40)
     with torch.no_grad():
         torch.testing.assert_close(module(ids), module.weight[ids] * lookup_scale(module))
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_proj", "mlp.down_proj"])
+def test_perturbations_are_what_their_predictions_are_of(
+    name: str, tiny_model: Path, tiny_text_file: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factor is measured over predicted: both must be of the same error."""
+    monkeypatch.setenv("EDGE_SVD_CACHE", str(shared_cache))
+    opened = open_model(str(tiny_model))
+    statistics, _ = run_calibration(opened, Calibration((str(tiny_text_file),), windows=8, window=64))
+    (site,) = (s for s in opened.sites if s.name == f"model.layers.1.{name}")
+    weight = opened.model.get_submodule(site.name).weight.detach().float()
+    context = context_of(site, weight, opened.architecture, statistics, "io-svd", "second-order")
+    perturbed = price(context).perturbed
+    for rounding, share in (("factored", 0.02), ("coded", 0.25)):
+        predicted, error = perturbed[rounding]
+        assert quadratic(error, context.c_in, context.c_out) == pytest.approx(predicted, rel=share)

@@ -1,0 +1,135 @@
+"""Prices of all candidates of a model, and the measurements that correct them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from edge_svd.architectures import Architecture, Site
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.formats import SiteFormat, weight_bytes
+from edge_svd.parallel import side_by_side
+from edge_svd.planner.activations import input_losses
+from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, replaced
+from edge_svd.planner.generators import GENERATORS, SiteContext
+from edge_svd.planner.generators.trellis import probe, table_metric
+from edge_svd.planner.views import embedding_roles
+from edge_svd.quantize.table import row_noise, sampled_table_error
+from edge_svd.runtime.memory import release_free_memory
+
+KINDS = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
+"""Generators whose candidates are priced."""
+
+PROBED_BITS, PROBED_TABLE_BITS = 2, 3
+"""Trellis codes are perturbed with the error of this many bits."""
+
+ROWS = 8192
+"""Rows of a table looked at together."""
+
+LEAST_FACTOR = 0.05
+"""A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
+
+Activations = Mapping[str, Mapping[int, float]]
+"""Site → inputs that share a scale → predicted loss of rounding its inputs, nats per token."""
+
+ROUNDINGS = ("factored", "coded")
+
+Corrections = Mapping[str, Mapping[str, float]]
+"""Kind of rounding → site → factor."""
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One matrix: its candidates, by kind of rounding the error that its type is perturbed with, and what rounding its
+    inputs loses."""
+
+    candidates: tuple[Candidate, ...]
+    perturbed: Mapping[str, Perturbed]
+    activations: Mapping[int, float]
+
+
+def price(context: SiteContext) -> Priced:
+    """Everything about one matrix that needs its statistics."""
+    with torch.no_grad():
+        found = tuple(c for kind in KINDS for c in GENERATORS[kind](context))
+        probes: dict[str, Perturbed] = {}
+        factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
+        if factored:
+            dense = weight_bytes(context.site.shape, SiteFormat("int8"))
+            nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
+            kept = context.components.order[: nearest.format.k8]
+            remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
+            probes["factored"] = nearest.loss, context.weight - remaining
+        code = SiteFormat("trellis", bits=PROBED_BITS)
+        coded = next((c for c in found if c.format == code), None)
+        if coded is not None:
+            probes["coded"] = coded.loss, probe(context, PROBED_BITS)
+        return Priced(found, probes, _activation_losses(context))
+
+
+def _activation_losses(context: SiteContext) -> dict[int, float]:
+    """Of the product that the matrix becomes; zeros for a table that is only looked up in."""
+    w = context.weight
+    if not context.roles:
+        return input_losses(context.c_in.diagonal(), ((context.c_out.float() @ w) * w).sum(0).double())
+    power = context.statistics.head_metric(context.site.shape[1]).diagonal()
+    if "head" not in context.roles:
+        return input_losses(power, torch.zeros_like(power))
+    variance = context.statistics.head_variance().float()
+    weight = w.new_zeros(w.shape[1])
+    for v, rows in zip(variance.split(ROWS), w.split(ROWS), strict=True):
+        weight += v @ rows.square()
+    return input_losses(power, weight.double())
+
+
+def price_all(
+    model: Any,
+    architecture: Architecture,
+    statistics: Statistics,
+    sites: Sequence[Site],
+    context: Callable[[Site], SiteContext],
+    progress: Callable[[int, int], None],
+) -> tuple[dict[str, tuple[Candidate, ...]], Corrections, Activations]:
+    """Candidates of every matrix, by kind of rounding the factors by which their predictions are corrected, and what
+    rounding of activations adds."""
+    windows = statistics.held_out()
+    precision = str(statistics.key["estimator"].get("precision", "float32"))
+    kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
+    probes = Probes(model, architecture, kl)
+    prices: dict[str, tuple[Candidate, ...]] = {}
+    activations: dict[str, Mapping[int, float]] = {}
+    for kind in dict.fromkeys(site.type for site in sites):
+        members = [site for site in sites if site.type == kind]
+        perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
+        for site, priced in zip(members, side_by_side(lambda s: price(context(s)), members), strict=True):
+            prices[site.name], activations[site.name] = priced.candidates, priced.activations
+            progress(len(prices), len(sites) + 1)
+            for rounding, error in priced.perturbed.items():
+                perturbed[rounding][site.name] = error
+        for rounding in ROUNDINGS:
+            probes.measure(rounding, perturbed.pop(rounding))
+        release_free_memory()
+    vocabulary = [site for site in sites if embedding_roles(site, architecture)]
+    tables = {site.name: _table_factor(model, context(site), kl) for site in vocabulary}
+    del kl, probes.kl
+    release_free_memory()
+    factors = probes.factors(windows, precision)
+    progress(len(sites) + 1, len(sites) + 1)
+    corrections = {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
+    return prices, corrections, activations
+
+
+def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
+    """Measured over predicted loss of a table whose rows all have few bits."""
+    with torch.no_grad():
+        metric = table_metric(context)
+        noises = row_noise(metric.scaled(context.weight), metric.inputs, (PROBED_TABLE_BITS,))
+        noise = noises[PROBED_TABLE_BITS]
+        error = sampled_table_error(context.weight, metric, noise, seed=0)
+        predicted = 0.5 * float((metric.weight * noise).sum())
+        with replaced(model, {context.site.name: context.weight - error}):
+            return max(kl.measure() / max(predicted, 1e-30), LEAST_FACTOR)

@@ -1,0 +1,40 @@
+"""A model's matrices as candidate generators see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edge_svd.allocate import allocation
+from edge_svd.architectures import Architecture, Site
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.planner.generators import SiteContext
+
+
+def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
+    """What a vocabulary-sized matrix is used for; empty for every other matrix."""
+    if site.type == "embedding":
+        return ("lookup", "head") if architecture.tied_embeddings else ("lookup",)
+    return ("head",) if site.type == "lm_head" else ()
+
+
+def context_of(
+    site: Site,
+    weight: torch.Tensor,
+    architecture: Architecture,
+    statistics: Statistics,
+    method: str,
+    strategy_name: str,
+) -> SiteContext:
+    """The generator's view of one matrix of a model."""
+    roles = embedding_roles(site, architecture)
+    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles)
+
+
+def lookup_scale(module: Any) -> float:
+    """What an embedding module multiplies its rows with: the metric of its output was taken behind that.
+
+    Which of the Gemma families multiply there, and which outside, depends on the version of transformers.
+    """
+    return float(getattr(module, "embed_scale", 1.0))
