@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py [RESULT ...] [--peers FILE]
 
-RESULT is a benchmarks/results/figures*.json, a front.json, or the folder of a front that was measured with --text; by
-default the newest figures*.json. For every rival it takes our fit with the least perplexity among those that are not
+RESULT is a benchmarks/results/sizes*.json or figures*.json, a front.json, or the folder of a front that was measured
+with --text; by default the newest sizes*.json. For every rival it takes our fit with the least perplexity among those that are not
 larger than the rival's file. Rivals' files are weights and graph alone; ours count everything in the folder.
 """
 
@@ -19,6 +19,9 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = RESULTS / "peers-2026-11.json"
+
+TEXT = "wikitext2_raw"
+"""The text that the rivals were read on."""
 
 TIED = 0.001
 """Relative perplexity within which two are called equal: the published figures are rounded to a tenth of a percent."""
@@ -38,7 +41,7 @@ class Entry:
 
 
 def our_entries(path: Path) -> list[Entry]:
-    """Our measured fits in a figures file or a front; ValueError where there are none or no dense perplexity."""
+    """Our measured fits in a file of results or a front; ValueError where there are none or no dense perplexity."""
     file = path / "front.json" if path.is_dir() else path
     found = json.loads(file.read_bytes())
     if "curves" in found:
@@ -48,6 +51,12 @@ def our_entries(path: Path) -> list[Entry]:
             if row["reachable"] and row["measured"] and "perplexity" in row["measured"]
         ]
         dense = found["dense"]["perplexity"] if found["dense"] else None
+    elif isinstance(found["rows"], dict):
+        rows = [
+            {**row, "name": f"fit {size}MB", "perplexity": row["perplexity"][TEXT]}
+            for size, row in found["rows"].items()
+        ]
+        dense = found["dense"]["perplexity"][TEXT]
     else:
         rows = [row for row in found["rows"] if row["target_bytes"] is not None]
         dense = next((row["perplexity"] for row in found["rows"] if row["target_bytes"] is None), None)
@@ -145,9 +154,9 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT")
     parser.add_argument("--peers", type=Path, default=PEERS)
     options = parser.parse_args()
-    results = options.results or sorted(RESULTS.glob("figures*.json"))[-1:]
+    results = options.results or sorted(RESULTS.glob("sizes*.json"))[-1:]
     if not results:
-        sys.exit("There is no figures*.json yet: run benchmarks/figures.py, or name a front.json.")
+        sys.exit("There is no sizes*.json yet: run benchmarks/sizes.py, or name a front.json.")
     try:
         ours = [entry for path in results for entry in our_entries(path)]
         peers = peer_entries(options.peers)

@@ -1,18 +1,21 @@
 """Does the planner's predicted KL come true? Many plans of one model, half of them of one size, put to the test.
 
-    python benchmarks/predictions.py MODEL --calibration TEXT --text TEXT [--windows 8]
+    python benchmarks/predictions.py MODEL --calibration TEXT … --text TEXT … [--windows 8]
 
-Plans differ in size, allocation, candidates, and, for the half of equal size, in random distortions of the prices, so
-that the planner makes different mistakes at the same bytes. Each plan's rounded matrices, as `compress` would write
-them, are put into the torch model and its KL to the dense model is measured on the text. Prints the table and the rank
-correlations.
+Plans differ in size, in candidates, and, for the half of equal size, in random distortions of the prices, so that the
+planner makes different mistakes at the same bytes. Each plan's rounded matrices, as `compress` would write them, are
+put into the torch model, every product's inputs are rounded to int8 in blocks as the runtime does, and the KL to the
+dense model is measured on the text. Prints the table and the rank correlations.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,138 +24,193 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from edge_svd.architectures import Site
 from edge_svd.compress import low_rank_parts
+from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import model_loss
-from edge_svd.formats import PIVOTED, SiteFormat
+from edge_svd.files import canonical_json
+from edge_svd.formats import INT8_LIMIT, PIVOTED, SiteFormat
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
+from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
-from edge_svd.planner.views import context_of
-from edge_svd.progress import step
+from edge_svd.planner.views import context_of, lookup_scale
+from edge_svd.quantize.blocks import round_blocks
 from edge_svd.quantize.rows import dequantise_rows, round_rows
+from edge_svd.quantize.table import dealt_as, round_table, row_noise
+from edge_svd.quantize.trellis import round_trellis
 from edge_svd.report.machine import describe, today
 from edge_svd.runtime.text import read_text
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey
 
-SIZES = (0.70, 0.76, 0.82, 0.87, 0.91, 0.94, 0.97, 0.985)
+SIZES = (0.36, 0.42, 0.48, 0.54, 0.60, 0.66, 0.72, 0.78, 0.84, 0.90, 0.96, 1.02)
 """Shares of the all-int8 bundle for the plans of different sizes."""
 
-EQUAL_SHARE = 0.82
-SPREADS = tuple(round(0.1 * step, 1) for step in range(1, 17))
+EQUAL_SHARE = 0.64
+SPREADS = tuple(round(0.15 * step, 2) for step in range(1, 13))
 """Standard deviations of the logarithm of the random price distortions, one a matrix type and one a matrix: from plans
 next to the best one to plans that nobody would make."""
 
+MIXES = (
+    "trellis",
+    "blocks-2,blocks-4,blocks-8",
+    "int8,low-rank,blocks-2,blocks-4",
+    "int8,pivoted,trellis",
+    "int8,blocks-4",
+    "int8,blocks-2,trellis",
+)
+"""Candidates of further plans of that size."""
+
 
 def distorted(prices: Survey, spread: float, seed: int) -> Survey:
-    """The price list with factored prices multiplied by random factors; losses, and so predictions, stay true."""
+    """The price list with every matrix's prices multiplied by a random factor; losses, the predictions, stay true."""
     rng = np.random.default_rng(seed)
     kinds = {site.type: math.exp(rng.normal(0, spread)) for site in prices.sites}
     changed = {}
     for site in prices.sites:
         own = kinds[site.type] * math.exp(rng.normal(0, spread / 2))
-        changed[site.name] = tuple(
-            replace(c, score=c.score * own) if c.format.factored else c for c in prices.candidates[site.name]
-        )
+        changed[site.name] = tuple(replace(c, score=c.score * own) for c in prices.candidates[site.name])
     return replace(prices, candidates=changed)
 
 
 class Rebuilder:
-    """Weights of any plan, from one decomposition a matrix."""
+    """Weights of any plan; every matrix is made once in every format and kept on disk."""
 
-    def __init__(self, opened: OpenedModel, contexts: dict[str, SiteContext]) -> None:
-        self.opened, self.contexts = opened, contexts
+    def __init__(self, opened: OpenedModel, statistics: Any, planning: Planning, kept: Path) -> None:
+        self.opened, self.statistics, self.planning, self.kept = opened, statistics, planning, kept
+        self.sites = {site.name: site for site in opened.sites}
 
     def weights(self, plan: Plan) -> dict[str, torch.Tensor]:
         """The matrices as they ship, dequantised, fp32."""
         names = list(plan.sites)
-        made = side_by_side(lambda name: self.matrix(name, plan.sites[name].format), names)
+        made = side_by_side(lambda name: self.kept_matrix(name, plan.sites[name].format), names)
         found = dict(zip(names, made, strict=True))
         if self.opened.architecture.tied_embeddings:
             found["lm_head"] = found["model.embed_tokens"]
         return found
 
+    def kept_matrix(self, name: str, fmt: SiteFormat) -> torch.Tensor:
+        """One of them, from disk if it was made before."""
+        body = replace(fmt, block=0) if fmt.kind != "blocks" else fmt
+        if body.kind == "table":
+            return self.matrix(name, body)
+        file = self.kept / f"{name}-{hashlib.sha256(canonical_json(body.to_json())).hexdigest()[:16]}.npy"
+        if not file.exists():
+            with torch.no_grad():
+                np.save(file, self.matrix(name, body).numpy())
+        return torch.from_numpy(np.load(file))
+
     def matrix(self, name: str, fmt: SiteFormat) -> torch.Tensor:
-        """One of them."""
-        if fmt.kind in PIVOTED:
-            matrix = rounded(self.contexts[name], fmt).matrix()
-            slim(self.contexts[name])
-            return matrix
-        if fmt.kind == "low-rank":
-            parts = low_rank_parts(self.contexts[name], fmt)
-            return sum(
-                (parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float()
-                for bits in (8, 16)
-                if f"b{bits}" in parts
-            )
-        weight = self.opened.model.get_submodule(name).weight.detach()
-        return dequantise_rows(*round_rows(weight, 8 if fmt.kind == "int8" else 16))
+        """One of them, made now."""
+        module = self.opened.model.get_submodule(name)
+        w = module.weight.detach().float()
+        if fmt.kind in ("int8", "int16"):
+            return dequantise_rows(*round_rows(w, 8 if fmt.kind == "int8" else 16))
+        architecture, options = self.opened.architecture, self.planning
+        context = context_of(self.sites[name], w, architecture, self.statistics, options.method, options.allocation)
+        return made_of(replace(context, lookup_scale=lookup_scale(module)), fmt)
 
 
-def slim(context: SiteContext) -> SiteContext:
-    """Keep the factors and their table in fp32 and drop the metrics, so that all matrices fit into memory at once."""
-    table, f = context.components, context.factorization
-    for metric in ("c_in", "c_out", "damped_in", "damped_out", "w"):
-        vars(context).pop(metric, None)
-    vars(context)["factorization"] = replace(f, b=f.b.float(), a=f.a.float())
-    vars(context)["components"] = table
-    return context
+def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
+    """A matrix whose format looks at the metrics, fp32 [m, n]."""
+    w, n = context.weight, context.site.shape[1]
+    if fmt.kind in PIVOTED:
+        return rounded(context, fmt).matrix()
+    if fmt.kind == "low-rank":
+        parts = low_rank_parts(context, fmt)
+        pairs = [bits for bits in (8, 16) if f"b{bits}" in parts]
+        scaled = [(parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float() for bits in pairs]
+        return torch.stack(scaled).sum(0)[:, :n]
+    if fmt.kind == "blocks":
+        metric = table_metric(context, columns=False) if context.roles else None
+        inputs, outputs = (metric.inputs, None) if metric else (context.inputs, context.outputs)
+        return round_blocks(w, inputs, outputs, fmt).matrix()
+    if fmt.kind == "trellis":
+        return round_trellis(w, context.inputs, context.outputs, fmt.bits).matrix()[:, :n].contiguous()
+    metric = table_metric(context)
+    scaled_rows = metric.scaled(w)
+    bits = dealt_as(metric, row_noise(scaled_rows, metric.inputs), fmt.rows)
+    found = torch.empty_like(w)
+    for rows, made in round_table(scaled_rows, metric, bits).values():
+        found[rows] = made.matrix()[:, :n]
+    return found * metric.columns.float()
+
+
+@contextmanager
+def rounding_inputs(model: Any, formats: Mapping[str, SiteFormat]) -> Iterator[None]:
+    """Round what every product reads to int8, a block on the scale of its largest."""
+    handles = []
+    owners = dict(formats)
+    if "lm_head" not in owners:
+        owners["lm_head"] = owners["model.embed_tokens"]
+    for name, fmt in owners.items():
+        if name == "model.embed_tokens":
+            continue
+
+        def rounding(_: Any, arguments: tuple[torch.Tensor, ...], fmt: SiteFormat = fmt) -> tuple[torch.Tensor, ...]:
+            x = arguments[0]
+            parts = x.unflatten(-1, (-1, fmt.inputs_a_block(x.shape[-1])))
+            scale = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / INT8_LIMIT
+            return ((parts / scale).round() * scale).flatten(-2), *arguments[1:]
+
+        handles.append(model.get_submodule(name).register_forward_pre_hook(rounding))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--calibration", required=True, action="append")
+    parser.add_argument("--text", type=Path, required=True, action="append")
+    parser.add_argument("--windows", type=int, default=8, help="of each text")
     parser.add_argument("--out", type=Path, default=Path("out/predictions"), help="rows are kept here: a run continues")
     options = parser.parse_args()
     opened = open_model(options.model)
-    statistics, _ = run_calibration(opened, Calibration((options.calibration,)))
+    statistics, _ = run_calibration(opened, Calibration(tuple(options.calibration)))
     planning = Planning()
     prices = run_survey(opened, statistics, planning)
-    whole = run_plan(
-        opened, statistics, run_survey(opened, statistics, replace(planning, candidates="int8")), planning, 10**12
-    )
-    jobs: list[tuple[str, Survey, int]] = [(f"{share:.3f}", prices, int(share * whole.file_bytes)) for share in SIZES]
+
+    def only(kinds: str) -> Survey:
+        return run_survey(opened, statistics, replace(planning, candidates=kinds))
+
+    whole = run_plan(opened, statistics, only("int8"), planning, 10**12)
+    jobs: list[tuple[str, Survey, int]] = [(f"{share:.2f}", prices, int(share * whole.file_bytes)) for share in SIZES]
     equal = int(EQUAL_SHARE * whole.file_bytes)
-    jobs += [(f"distorted {s:.1f}", distorted(prices, s, seed), equal) for seed, s in enumerate(SPREADS)]
-    contexts: dict[str, SiteContext] = {}
-    with step("Decomposing") as tick, torch.no_grad():
-        inner: list[Site] = [site for site in prices.sites if site.type not in ("embedding", "lm_head")]
-
-        def decomposed(site: Site) -> SiteContext:
-            weight = opened.model.get_submodule(site.name).weight.detach()
-            with torch.no_grad():
-                return slim(
-                    context_of(site, weight, opened.architecture, statistics, planning.method, planning.allocation)
-                )
-
-        for number, context in enumerate(side_by_side(decomposed, inner)):
-            tick(number, len(inner))
-            contexts[inner[number].name] = context
-    rebuilder = Rebuilder(opened, contexts)
-    reference = open_model(options.model).model
-    ids = opened.tokenizer(read_text(options.text), add_special_tokens=False, verbose=False).input_ids
-    rows: list[dict[str, Any]] = []
+    jobs += [(f"distorted {s:.2f}", distorted(prices, s, seed), equal) for seed, s in enumerate(SPREADS)]
+    jobs += [(f"only {kinds}", only(kinds), equal) for kinds in MIXES]
     kept = options.out / f"{statistics.key['model'][:16]}-{options.windows}"
-    kept.mkdir(parents=True, exist_ok=True)
+    (kept / "matrices").mkdir(parents=True, exist_ok=True)
+    rebuilder = Rebuilder(opened, statistics, planning, kept / "matrices")
+    reference = open_model(options.model).model
+    texts = [
+        opened.tokenizer(read_text(text), add_special_tokens=False, verbose=False).input_ids for text in options.text
+    ]
+    rows: list[dict[str, Any]] = []
     for label, table, target in jobs:
         if (kept / f"{label}.json").exists():
             rows.append(json.loads((kept / f"{label}.json").read_text()))
             continue
-        plan = run_plan(opened, statistics, table, planning, target)
+        try:
+            plan = run_plan(opened, statistics, table, planning, target)
+        except BudgetError as error:
+            print(f"{label}: {error}", flush=True)
+            continue
         predicted = sum(true_loss(prices, name, choice.format) for name, choice in plan.sites.items())
-        with torch.no_grad(), replaced(opened.model, rebuilder.weights(plan)):
-            loss = model_loss(opened.model, ids, windows=options.windows, reference=reference)
-        rows.append({"plan": label, "bytes": plan.file_bytes, "predicted": predicted, "measured": loss.kl})
+        weights = rebuilder.weights(plan)
+        with torch.no_grad(), replaced(opened.model, weights), rounding_inputs(opened.model, plan.formats):
+            losses = [model_loss(opened.model, ids, windows=options.windows, reference=reference) for ids in texts]
+        kl = sum(float(loss.kl or 0.0) for loss in losses) / len(losses)
+        rows.append({"plan": label, "bytes": plan.file_bytes, "predicted": predicted, "measured": kl})
         (kept / f"{label}.json").write_text(json.dumps(rows[-1]))
-        print(f"{label:<14}{plan.file_bytes:>12}{predicted:>10.4f}{loss.kl:>10.4f}", flush=True)
+        print(f"{label:<14}{plan.file_bytes:>12}{predicted:>10.4f}{kl:>10.4f}", flush=True)
     report = summary(rows)
     print(json.dumps(report))
     results = Path(__file__).parent / "results" / f"predictions-{today()}.json"
@@ -170,7 +228,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Rank correlation over all plans and over those of equal size; median log error after one fitted constant."""
     predicted = np.array([row["predicted"] for row in rows])
     measured = np.array([row["measured"] for row in rows])
-    same = np.array([row["plan"].startswith("distorted") for row in rows])
+    same = np.array([row["plan"].startswith(("distorted", "only")) for row in rows])
     ratio = np.log(predicted / measured)
     return {
         "spearman_all": float(spearmanr(predicted, measured).statistic),

@@ -1,10 +1,10 @@
-"""How good a model of every size is: plan, compress, export and evaluate, from one set of statistics.
+"""How good and how fast a model of every size is: plan, compress, export, evaluate and time, from one calibration.
 
     python benchmarks/sizes.py --data DIR --model MODEL [--out FOLDER] [--sizes 145,105,88,75,62,50]
 
 DIR holds wikitext2_raw, code_python and cmrc2018_zh, as .txt or .txt.gz: equal windows of the first two's train parts
 and of the third's valid part calibrate, all three test parts evaluate (64 windows of 512 of the first, 32 of the
-others). What is finished lies in OUT and is not done again. Quality only: nothing here is timed.
+others). What is finished lies in OUT and is not done again. `benchmarks/peers.py` puts the result beside the rivals.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from figures import text_file
+from figures import speed, text_file
 
 from edge_svd.compress import compress
 from edge_svd.evaluate.targets import evaluate_target
@@ -51,7 +51,7 @@ def main() -> None:
             file.write_text(json.dumps(make()))
         return dict(json.loads(file.read_text()))
 
-    def row(size: int) -> dict[str, Any]:
+    def row(size: str) -> dict[str, Any]:
         nonlocal opened
         bundle, folder = options.out / f"b{size}", options.out / f"ck{size}"
         if not (bundle / "edge_svd.json").exists():
@@ -59,16 +59,17 @@ def main() -> None:
             sources = tuple(str(text_file(options.data, name)) for name in CALIBRATION)
             statistics, _ = run_calibration(opened, Calibration(sources), gradients=False)
             prices = run_survey(opened, statistics, Planning())
-            plan = run_plan(opened, statistics, prices, Planning(), size * 1_000_000)
+            plan = run_plan(opened, statistics, prices, Planning(), round(float(size) * 1e6))
             compress(opened, plan, statistics, folder, force=True)
             export_bundle(folder, bundle, context=plan.context)
         manifest = json.loads((bundle / "edge_svd.json").read_bytes())
         size_of = sum(file.stat().st_size for file in bundle.iterdir())
         kl = manifest["plan"]["predicted"]["kl"]
-        return {"file_bytes": size_of, "predicted_kl": kl, "perplexity": losses(str(bundle), options.data)}
+        made = {"file_bytes": size_of, "predicted_kl": kl, "perplexity": losses(str(bundle), options.data)}
+        return {**made, **speed(str(bundle))}
 
     dense = kept("dense", lambda: {"perplexity": losses(options.model, options.data)})
-    rows = {size: kept(str(size), lambda size=size: row(size)) for size in map(int, options.sizes.split(","))}
+    rows = {size: kept(size, lambda size=size: row(size)) for size in options.sizes.split(",")}
     print("| MB | " + " | ".join(TEXTS) + " | predicted KL |")
     print("|---|" + "---|" * (len(TEXTS) + 1))
     for entry in rows.values():

@@ -54,7 +54,7 @@ def row(name: str, target: int | None, size: int, perplexity: float) -> dict[str
     return {"name": name, "target_bytes": target, "file_bytes": size, "perplexity": perplexity}
 
 
-def test_both_kinds_of_results_are_read(peers: ModuleType, tmp_path: Path) -> None:
+def test_all_kinds_of_results_are_read(peers: ModuleType, tmp_path: Path) -> None:
     machine = {"processor": "P", "cores": 2, "versions": {"onnxruntime": "1"}}
     figures = {"machine": machine, "date": "d", "rows": [row("dense", None, 538, 30.0), row("fit", 90, 89, 33.0)]}
     (tmp_path / "figures.json").write_text(json.dumps(figures))
@@ -76,19 +76,24 @@ def test_both_kinds_of_results_are_read(peers: ModuleType, tmp_path: Path) -> No
     (tmp_path / "front.json").write_text(json.dumps(front))
     (entry,) = peers.our_entries(tmp_path)
     assert (entry.name, entry.bytes, entry.decode) == ("fit 99B", 99, 80.0) and entry.change == pytest.approx(0.05)
+    sizes = {"perplexity": {"wikitext2_raw": 33.0, "other": 5.0}, "file_bytes": 98, "peak_rss_bytes": 7}
+    table = {"machine": machine, "date": "d", "dense": {"perplexity": {"wikitext2_raw": 30.0}}, "rows": {"0.1": sizes}}
+    (tmp_path / "sizes.json").write_text(json.dumps(table))
+    (entry,) = peers.our_entries(tmp_path / "sizes.json")
+    assert (entry.name, entry.bytes, entry.peak) == ("fit 0.1MB", 98, 7) and entry.change == pytest.approx(0.1)
     (tmp_path / "front.json").write_text(json.dumps(front | {"dense": None}))
     with pytest.raises(ValueError, match="--text"):
         peers.our_entries(tmp_path)
 
 
-def test_the_script_prints_a_table_of_the_newest_figures() -> None:
+def test_the_script_prints_a_table_of_the_newest_sizes() -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert len(rows) == 17 and len({line.count("|") for line in rows}) == 1
     assert any("worse" in line or "better" in line for line in rows)
-    assert "Rivals:" in done.stdout and "Ours: figures-" in done.stdout
+    assert "Rivals:" in done.stdout and "Ours: sizes-" in done.stdout
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": [], "curves": {}, "dense": null}', None])
