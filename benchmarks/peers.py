@@ -3,8 +3,9 @@
     python benchmarks/peers.py [RESULT ...] [--peers FILE]
 
 RESULT is a benchmarks/results/sizes*.json or figures*.json, a front.json, or the folder of a front that was measured
-with --text; by default the newest sizes*.json. For every rival it takes our fit with the least perplexity among those that are not
-larger than the rival's file. Rivals' files are weights and graph alone; ours count everything in the folder.
+with --text; by default the newest sizes*.json. For every rival it takes our fit with the least perplexity among those
+that are not larger than the rival's file. Rivals' files are weights and graph alone; ours count everything in the
+folder.
 """
 
 from __future__ import annotations
