@@ -14,8 +14,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ from edge_svd.compress import low_rank_parts
 from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import canonical_json
-from edge_svd.formats import INT8_LIMIT, PIVOTED, SiteFormat
+from edge_svd.formats import PIVOTED, SiteFormat
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.parallel import side_by_side
+from edge_svd.planner.activation_probe import rounded_inputs
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
@@ -140,29 +140,14 @@ def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
     return found * metric.columns.float()
 
 
-@contextmanager
-def rounding_inputs(model: Any, formats: Mapping[str, SiteFormat]) -> Iterator[None]:
-    """Round what every product reads to int8, a block on the scale of its largest."""
-    handles = []
-    owners = dict(formats)
-    if "lm_head" not in owners:
-        owners["lm_head"] = owners["model.embed_tokens"]
-    for name, fmt in owners.items():
-        if name == "model.embed_tokens":
-            continue
-
-        def rounding(_: Any, arguments: tuple[torch.Tensor, ...], fmt: SiteFormat = fmt) -> tuple[torch.Tensor, ...]:
-            x = arguments[0]
-            parts = x.unflatten(-1, (-1, fmt.inputs_a_block(x.shape[-1])))
-            scale = parts.abs().amax(-1, keepdim=True).clamp_min(1e-30) / INT8_LIMIT
-            return ((parts / scale).round() * scale).flatten(-2), *arguments[1:]
-
-        handles.append(model.get_submodule(name).register_forward_pre_hook(rounding))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def input_blocks(formats: Mapping[str, SiteFormat], opened: OpenedModel) -> dict[str, int]:
+    """Module → how many of its inputs share an activation scale."""
+    found = {}
+    for site in opened.sites:
+        fmt = formats[site.tied_to or site.name]
+        if site.type != "embedding":
+            found[site.name] = fmt.inputs_a_block(site.shape[1])
+    return found
 
 
 def main() -> None:
@@ -204,8 +189,8 @@ def main() -> None:
             print(f"{label}: {error}", flush=True)
             continue
         predicted = sum(true_loss(prices, name, choice.format) for name, choice in plan.sites.items())
-        weights = rebuilder.weights(plan)
-        with torch.no_grad(), replaced(opened.model, weights), rounding_inputs(opened.model, plan.formats):
+        weights, blocks = rebuilder.weights(plan), input_blocks(plan.formats, opened)
+        with torch.no_grad(), replaced(opened.model, weights), rounded_inputs(opened.model, blocks):
             losses = [model_loss(opened.model, ids, windows=options.windows, reference=reference) for ids in texts]
         kl = sum(float(loss.kl or 0.0) for loss in losses) / len(losses)
         rows.append({"plan": label, "bytes": plan.file_bytes, "predicted": predicted, "measured": kl})

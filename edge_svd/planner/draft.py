@@ -11,6 +11,9 @@ from edge_svd.planner.solver import Solution
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 
+TIME_WORTH = 0.25
+"""Percent of the loss that a percent of the time to a token is worth, where the targets leave the choice."""
+
 SizeOf = Callable[[Plan], Mapping[str, int]]
 """Exact bytes of every file of the bundle that a plan leads to."""
 
@@ -46,15 +49,14 @@ class Draft:
         return [found[i] for found, i in zip(self.candidates, choice, strict=True)]
 
     def quick(self, solution: Solution) -> Solution:
-        """The same matrices in the same numbers, with as many inputs to an activation scale as makes loss times time
-        least: bytes on disk do not tell how far to go there, so a percent of one is traded for a percent of the other.
-        """
+        """The same matrices in the same numbers, with as many inputs to an activation scale as is best: bytes on disk
+        do not tell how far to go there, so time is traded for loss at the rate TIME_WORTH."""
         picked, setting = self.picked(solution.choice), self.setting
         loss = max(sum(c.loss for c in picked), 1e-300)
         time = 1e9 * setting.seconds({name: c.format for name, c in zip(self.names, picked, strict=True)})
 
         def cost(name: str, c: Candidate) -> float:
-            return c.loss / loss + setting.nanoseconds(name, c.format) / time
+            return c.loss / loss + TIME_WORTH * setting.nanoseconds(name, c.format) / time
 
         choice = []
         for name, found, own in zip(self.names, self.candidates, solution.choice, strict=True):

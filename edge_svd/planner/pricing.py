@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from edge_svd.architectures import Architecture, Site
+from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
+from edge_svd.planner.activation_probe import measured_activations
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, replaced
@@ -115,12 +116,13 @@ def price_all(
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
     tables = {site.name: _table_factor(model, context(site), kl) for site in vocabulary}
+    measured = measured_activations(model, sites_of(architecture), activations, kl)
     del kl, probes.kl
     release_free_memory()
     factors = probes.factors(windows, precision)
     progress(len(sites) + 1, len(sites) + 1)
     corrections = {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
-    return prices, corrections, activations
+    return prices, corrections, measured
 
 
 def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:

@@ -19,7 +19,7 @@ from edge_svd.planner.pricing import KINDS, Activations, Corrections, price_all
 from edge_svd.planner.views import context_of, embedding_roles, lookup_scale
 
 ALIASES = {"fp16": "int16"}
-VERSION = 12
+VERSION = 13
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_svd.formats import ACTIVATION_BLOCKS, INT8_LIMIT
+from edge_svd.formats import ACTIVATION_BLOCKS
+from edge_svd.planner.activation_probe import round_in_blocks
 from edge_svd.planner.activations import MEASURED, input_losses
 
 
-def rounded(x: torch.Tensor, block: int) -> torch.Tensor:
-    """x [tokens, n] as onnxruntime rounds it: int8 on a scale that the largest of a block sets."""
-    parts = x.reshape(len(x), -1, block)
-    scale = parts.abs().amax(2, keepdim=True) / INT8_LIMIT
-    return ((parts / scale).round() * scale).reshape(x.shape)
+def test_rounding_takes_the_largest_to_the_limit() -> None:
+    x = torch.tensor([[1.0, -2.0, 0.26, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    expected = torch.tensor([[4 / 127 * 32, -2.0157, 4 / 127 * 8, 4.0], [0.0] * 4])
+    torch.testing.assert_close(round_in_blocks(x, 4), expected, atol=1e-4, rtol=0)
+    assert round_in_blocks(x, 2)[0, 1] == -2.0  # the largest of its own pair
 
 
 @pytest.mark.parametrize("block", ACTIVATION_BLOCKS)
@@ -28,7 +29,7 @@ def test_loss_is_that_of_rounding(block: int, outliers: bool) -> None:
     w = torch.randn(m, n, generator=generator, dtype=torch.float64)
     g = torch.randn(200, m, generator=generator, dtype=torch.float64)
     c_out = g.T @ g / len(g)
-    error = (rounded(x, block) - x) @ w.T
+    error = (round_in_blocks(x, block) - x) @ w.T
     measured = 0.5 * float(((error @ c_out) * error).sum(1).mean())
     found = input_losses(x.square().mean(0), ((c_out @ w) * w).sum(0))[block] / MEASURED
     assert found == pytest.approx(measured, rel=0.25)  # inputs of unequal size have a larger maximum than assumed
