@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from edge_svd.compress import low_rank_parts
+from edge_svd.compress import low_rank_parts, rounded_blocks, rounded_table
 from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import canonical_json
@@ -35,13 +35,10 @@ from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
-from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
-from edge_svd.planner.views import context_of, lookup_scale
-from edge_svd.quantize.blocks import round_blocks
+from edge_svd.planner.views import context_of
 from edge_svd.quantize.rows import dequantise_rows, round_rows
-from edge_svd.quantize.table import dealt_as, round_table, row_noise
 from edge_svd.quantize.trellis import round_trellis
 from edge_svd.report.machine import describe, today
 from edge_svd.runtime.text import read_text
@@ -107,12 +104,11 @@ class Rebuilder:
     def matrix(self, name: str, fmt: SiteFormat) -> torch.Tensor:
         """One of them, made now."""
         module = self.opened.model.get_submodule(name)
-        w = module.weight.detach().float()
         if fmt.kind in ("int8", "int16"):
-            return dequantise_rows(*round_rows(w, 8 if fmt.kind == "int8" else 16))
+            return dequantise_rows(*round_rows(module.weight.detach().float(), 8 if fmt.kind == "int8" else 16))
         architecture, options = self.opened.architecture, self.planning
-        context = context_of(self.sites[name], w, architecture, self.statistics, options.method, options.allocation)
-        return made_of(replace(context, lookup_scale=lookup_scale(module)), fmt)
+        site = self.sites[name]
+        return made_of(context_of(site, module, architecture, self.statistics, options.method, options.allocation), fmt)
 
 
 def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
@@ -126,16 +122,12 @@ def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
         scaled = [(parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float() for bits in pairs]
         return torch.stack(scaled).sum(0)[:, :n]
     if fmt.kind == "blocks":
-        metric = table_metric(context, columns=False) if context.roles else None
-        inputs, outputs = (metric.inputs, None) if metric else (context.inputs, context.outputs)
-        return round_blocks(w, inputs, outputs, fmt).matrix()
+        return rounded_blocks(context, fmt).matrix()
     if fmt.kind == "trellis":
         return round_trellis(w, context.inputs, context.outputs, fmt.bits).matrix()[:, :n].contiguous()
-    metric = table_metric(context)
-    scaled_rows = metric.scaled(w)
-    bits = dealt_as(metric, row_noise(scaled_rows, metric.inputs), fmt.rows)
+    metric, groups = rounded_table(context, fmt)
     found = torch.empty_like(w)
-    for rows, made in round_table(scaled_rows, metric, bits).values():
+    for rows, made in groups.values():
         found[rows] = made.matrix()[:, :n]
     return found * metric.columns.float()
 

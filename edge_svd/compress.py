@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from edge_svd.planner.generators import SiteContext
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
-from edge_svd.planner.views import context_of, lookup_scale
-from edge_svd.quantize.blocks import pack_blocks, round_blocks
+from edge_svd.planner.views import context_of
+from edge_svd.quantize.blocks import Blocked, pack_blocks, round_blocks
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import round_rows
-from edge_svd.quantize.table import dealt_as, round_table, row_noise
+from edge_svd.quantize.table import TableMetric, dealt_as, round_table, row_noise
 from edge_svd.quantize.trellis import Trellis, pack, round_trellis
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -112,8 +111,7 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
     fmt = plan.sites[site.name].format
     with torch.no_grad():
         if fmt.kind not in ("int8", "int16"):
-            context = context_of(site, weight, opened.architecture, statistics, plan.method, plan.allocation)
-            context = replace(context, lookup_scale=lookup_scale(module))
+            context = context_of(site, module, opened.architecture, statistics, plan.method, plan.allocation)
             parts = factored_parts(context, fmt) if fmt.factored else coded_parts(context, fmt)
         else:
             bits = 8 if fmt.kind == "int8" else 16
@@ -138,28 +136,36 @@ def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor
     if fmt.kind == "trellis":
         made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
         return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
-    metric = table_metric(context)
-    scaled = metric.scaled(context.weight)
-    bits = dealt_as(metric, row_noise(scaled, metric.inputs), fmt.rows)
-    groups = round_table(scaled, metric, bits)
+    metric, groups = rounded_table(context, fmt)
     parts: dict[str, torch.Tensor] = {}
-    scale = torch.empty(len(bits), dtype=torch.bfloat16)
+    scale = torch.empty(context.site.shape[0], dtype=torch.bfloat16)
     for width, (rows, made) in groups.items():
         parts |= {f"g{width}{suffix}": plane for suffix, plane in _planes(made).items()}
         scale[rows] = made.scale
     place = torch.argsort(torch.cat([rows for rows, _ in groups.values()]))
-    narrow = torch.uint16 if len(bits) <= MOST_PIVOTED else torch.uint32
+    narrow = torch.uint16 if len(scale) <= MOST_PIVOTED else torch.uint32
     order = torch.argsort(metric.inputs.order).to(torch.uint16)
     columns = torch.nn.functional.pad(metric.columns, (0, len(order) - len(metric.columns)), value=1.0)
     return {**parts, "s8": scale, "c8": columns, "order": order, "place": place.to(narrow)}
 
 
-def _block_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+def rounded_table(context: SiteContext, fmt: SiteFormat) -> tuple[TableMetric, dict[int, tuple[torch.Tensor, Trellis]]]:
+    """The metric of a vocabulary's table, and by bits its rows and their rounding, columns divided."""
+    metric = table_metric(context)
+    scaled = metric.scaled(context.weight)
+    bits = dealt_as(metric, row_noise(scaled, metric.inputs), fmt.rows)
+    return metric, round_table(scaled, metric, bits)
+
+
+def rounded_blocks(context: SiteContext, fmt: SiteFormat) -> Blocked:
+    """A matrix or a vocabulary's table in blocks."""
     if context.roles:
-        metric = table_metric(context, columns=False)
-        made = round_blocks(context.weight, metric.inputs, None, fmt)
-    else:
-        made = round_blocks(context.weight, context.inputs, context.outputs, fmt)
+        return round_blocks(context.weight, table_metric(context, columns=False).inputs, None, fmt)
+    return round_blocks(context.weight, context.inputs, context.outputs, fmt)
+
+
+def _block_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
+    made = rounded_blocks(context, fmt)
     parts = {"q": pack_blocks(made.values, fmt.bits), "u8": made.grid.code, "s8": made.grid.row}
     if fmt.zero:
         count = 8 // fmt.bits

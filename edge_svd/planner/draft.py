@@ -61,7 +61,7 @@ class Draft:
         choice = []
         for name, found, own in zip(self.names, self.candidates, solution.choice, strict=True):
             body = found[own].format.stored
-            same = [i for i, c in enumerate(found) if c.format.stored == body]
+            same = [i for i, c in enumerate(found) if c.bytes == found[own].bytes and c.format.stored == body]
             choice.append(min(same, key=lambda i: (cost(name, found[i]), i)))
         return replace(solution, choice=tuple(choice))
 

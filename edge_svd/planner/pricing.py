@@ -22,7 +22,7 @@ from edge_svd.planner.views import embedding_roles
 from edge_svd.quantize.table import row_noise, sampled_table_error
 from edge_svd.runtime.memory import release_free_memory
 
-KINDS = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
+FAMILIES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
 """Generators whose candidates are priced."""
 
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
@@ -56,7 +56,7 @@ class Priced:
 def price(context: SiteContext) -> Priced:
     """Everything about one matrix that needs its statistics."""
     with torch.no_grad():
-        found = tuple(c for kind in KINDS for c in GENERATORS[kind](context))
+        found = tuple(c for kind in FAMILIES for c in GENERATORS[kind](context))
         probes: dict[str, Perturbed] = {}
         factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
         if factored:

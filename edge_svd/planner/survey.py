@@ -15,8 +15,8 @@ from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import ACTIVATION_BLOCKS, CODED, SiteFormat, padded
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators import GENERATORS, SiteContext
-from edge_svd.planner.pricing import KINDS, Activations, Corrections, price_all
-from edge_svd.planner.views import context_of, embedding_roles, lookup_scale
+from edge_svd.planner.pricing import FAMILIES, Activations, Corrections, price_all
+from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
 VERSION = 13
@@ -36,7 +36,7 @@ class Survey:
 def candidate_kinds(text: str | None) -> tuple[str, ...]:
     """Parse `--candidates low-rank,int8,fp16`; InputError listing the known kinds otherwise."""
     if text is None:
-        return KINDS
+        return FAMILIES
     kinds = tuple(dict.fromkeys(ALIASES.get(name.strip(), name.strip()) for name in text.split(",")))
     for kind in kinds:
         if kind not in GENERATORS:
@@ -69,9 +69,7 @@ def survey(
     else:
 
         def context(site: Site) -> SiteContext:
-            module = model.get_submodule(site.name)
-            own = context_of(site, module.weight.detach().float(), architecture, statistics, method, allocation_name)
-            return replace(own, lookup_scale=lookup_scale(module))
+            return context_of(site, model.get_submodule(site.name), architecture, statistics, method, allocation_name)
 
         prices, corrections, activations = price_all(model, architecture, statistics, sites, context, progress)
         if file is not None:

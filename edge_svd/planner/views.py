@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from edge_svd.allocate import allocation
 from edge_svd.architectures import Architecture, Site
 from edge_svd.calibrate.statistics import Statistics
@@ -21,15 +19,16 @@ def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
 
 def context_of(
     site: Site,
-    weight: torch.Tensor,
+    module: Any,
     architecture: Architecture,
     statistics: Statistics,
     method: str,
     strategy_name: str,
 ) -> SiteContext:
-    """The generator's view of one matrix of a model."""
+    """The generator's view of one matrix of a model; `module` is the one that holds it."""
     roles = embedding_roles(site, architecture)
-    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles)
+    weight = module.weight.detach().float()
+    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles, lookup_scale(module))
 
 
 def lookup_scale(module: Any) -> float:

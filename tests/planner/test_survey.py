@@ -37,8 +37,8 @@ def test_perturbations_are_what_their_predictions_are_of(
     opened = open_model(str(tiny_model))
     statistics, _ = run_calibration(opened, Calibration((str(tiny_text_file),), windows=8, window=64))
     (site,) = (s for s in opened.sites if s.name == f"model.layers.1.{name}")
-    weight = opened.model.get_submodule(site.name).weight.detach().float()
-    context = context_of(site, weight, opened.architecture, statistics, "io-svd", "second-order")
+    module = opened.model.get_submodule(site.name)
+    context = context_of(site, module, opened.architecture, statistics, "io-svd", "second-order")
     perturbed = price(context).perturbed
     for rounding, share in (("factored", 0.02), ("coded", 0.25)):
         predicted, error = perturbed[rounding]
