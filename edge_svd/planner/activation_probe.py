@@ -10,7 +10,7 @@ import torch
 
 from edge_svd.architectures import EMBEDDING, Site
 from edge_svd.formats import INT8_LIMIT, NARROW_BLOCK, SiteFormat
-from edge_svd.planner.correction import HeldOutKl, factor
+from edge_svd.planner.correction import FEW_WINDOWS, HeldOutKl, factor
 
 COARSE = 31
 """Largest integer that inputs are rounded to here: 17 times the loss of int8, well above the noise of a measurement in
@@ -53,7 +53,7 @@ def measured_activations(
         owners = {site.name: site.tied_to or site.name for site in members}
         expected = sum(predicted[owners[name]][block] for name, block in blocks.items())
         with rounded_inputs(model, blocks, COARSE):
-            share = factor(kl.measure(), expected * (INT8_LIMIT / COARSE) ** 2)
+            share = factor(kl.measure(FEW_WINDOWS), expected * (INT8_LIMIT / COARSE) ** 2)
         for name in owners.values():
             found[name] = {block: share * loss for block, loss in found[name].items()}
     return found

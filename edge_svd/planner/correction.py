@@ -19,13 +19,24 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.collect import Estimator, last_hidden, logits_of, pulled, slim_graph, watching
 from edge_svd.errors import Failure
 from edge_svd.formats import INT8_LIMIT
+from edge_svd.runtime.memory import release_free_memory
 
-WINDOWS = 6
+WINDOWS, FEW_WINDOWS, ALONE_WINDOWS = 6, 3, 2
+"""Held-out windows of a measurement; of one whose loss is large against its noise; and of one of a single matrix, which
+is in fp32, because what bfloat16 adds would drown it."""
+
+BATCH = 3
 POSITIONS_EVERY = 4
 SHARE = 0.6
 """The perturbation keeps the rank whose bytes are nearest to this share of the dense int8 matrix."""
 
 RANGE = (0.5, 30.0)
+LEAST_FACTOR = 0.05
+"""A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
+
+ALONE = ("q", "k", "v", "qkv")
+"""Types of matrices that are measured alone in the first layer: they read nothing but the token there, so that the
+errors of all its occurrences agree, and the loss is not what the sum over positions says: for keys fifty times it."""
 
 Perturbed = tuple[float, torch.Tensor]
 """Predicted loss of an error, nats per token, and the error [m, n]: fp32."""
@@ -42,18 +53,18 @@ class HeldOutKl:
         self.half = precision == "bfloat16"
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
-    def _log_probabilities(self) -> Iterator[torch.Tensor]:
-        for ids in self.windows:
+    def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
+        for ids in self.windows[:windows].split(BATCH):
             with torch.inference_mode():
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-                    hidden = self.model.model(input_ids=ids[None], use_cache=False).last_hidden_state
-                states = hidden[0, ::POSITIONS_EVERY].float()
-                yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
+                    hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+                for states in hidden[:, ::POSITIONS_EVERY].float():
+                    yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
 
-    def measure(self) -> float:
+    def measure(self, windows: int = WINDOWS) -> float:
         """The divergence with the model's weights as they are now; Failure if it is not finite."""
         total, positions = 0.0, 0
-        for dense, current in zip(self.dense, self._log_probabilities(), strict=True):
+        for dense, current in zip(self.dense[:windows], self._log_probabilities(windows), strict=True):
             p = dense.float()
             total += float((p.exp() * (p - current)).sum(dtype=torch.float64))
             positions += len(p)
@@ -130,42 +141,66 @@ def replaced(model: Any, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
             module.weight.data = originals[name]
 
 
-class Probes:
-    """Perturbed matrices, type by type and by kind of rounding, and what they show about the predictions."""
+def alone(site: Site) -> bool:
+    """Whether a matrix is perturbed on its own."""
+    return site.layer == 0 and site.type in ALONE
 
-    def __init__(self, model: Any, architecture: Architecture, kl: HeldOutKl) -> None:
-        self.model, self.architecture, self.kl = model, architecture, kl
+
+def together(sites: Sequence[Site]) -> list[list[Site]]:
+    """The matrices of a type, divided into those that are perturbed together."""
+    return [*([site] for site in sites if alone(site)), [site for site in sites if not alone(site)]]
+
+
+class Probes:
+    """Perturbed matrices, group by group and by kind of rounding, and what they show about the predictions."""
+
+    def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, precision: str) -> None:
+        self.model, self.architecture, self.windows, self.precision = model, architecture, windows, precision
+        self.kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
+        self.alone = HeldOutKl(model, windows[:ALONE_WINDOWS], architecture.logit_softcap)
         self.predicted: dict[tuple[str, str], float] = {}
         self.errors: dict[tuple[str, str], _Narrow] = {}
         self.measured: list[tuple[str, list[str], float]] = []
 
     def measure(self, rounding: str, perturbed: Mapping[str, Perturbed]) -> None:
-        """Measure all matrices of a type perturbed together, by one kind of rounding."""
-        if not perturbed:
-            return
+        """Measure matrices perturbed together, by one kind of rounding."""
         weights = {}
         for name, (loss, error) in perturbed.items():
             self.predicted[rounding, name] = loss
-            self.errors[rounding, name] = _Narrow.of(error)
+            if len(perturbed) > 1:
+                self.errors[rounding, name] = _Narrow.of(error)
             weights[name] = self.model.get_submodule(name).weight.detach() - error
-        with replaced(self.model, weights):
-            self.measured.append((rounding, list(perturbed), self.kl.measure()))
+        if weights:
+            with replaced(self.model, weights):
+                loss = (self.kl if len(weights) > 1 else self.alone).measure()
+            self.measured.append((rounding, list(perturbed), loss))
 
-    def factors(self, windows: torch.Tensor, precision: str) -> dict[str, dict[str, float]]:
-        """Rounding → name → what its predictions are to be multiplied with. Ends the probes: the errors are dropped."""
+    def factors(self) -> dict[str, dict[str, float]]:
+        """Rounding → name → what its predictions are to be multiplied with. Ends the probes: the errors and the
+        log-probabilities are dropped."""
+        del self.kl, self.alone
+        release_free_memory()
         named: dict[str, list[_Narrow]] = {}
         for (_, name), error in self.errors.items():
             named.setdefault(name, []).append(error)
-        losses = token_losses(self.model, self.architecture, windows, named, precision) if named else {}
+        losses = token_losses(self.model, self.architecture, self.windows, named, self.precision) if named else {}
         tokens = {key: losses[key[1]].pop(0) for key in self.errors}
         self.errors.clear()
         found: dict[str, dict[str, float]] = {}
         for rounding, members, loss in self.measured:
+            of = found.setdefault(rounding, {})
+            if len(members) == 1:
+                of[members[0]] = ratio(loss, self.predicted[rounding, members[0]])
+                continue
             common = factor(loss, sum(tokens[rounding, name] for name in members))
             for name in members:
-                own = factor(tokens[rounding, name], self.predicted[rounding, name])
-                found.setdefault(rounding, {})[name] = common * own
+                of[name] = common * factor(tokens[rounding, name], self.predicted[rounding, name])
         return found
+
+
+def ratio(measured: float, predicted: float) -> float:
+    """Measured over predicted loss of one matrix's errors."""
+    return max(measured / max(predicted, 1e-30), LEAST_FACTOR)
 
 
 def factor(measured: float, predicted: float) -> float:

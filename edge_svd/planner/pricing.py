@@ -15,7 +15,7 @@ from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import measured_activations
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, replaced
+from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, alone, ratio, replaced, together
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
 from edge_svd.planner.views import embedding_roles
@@ -31,13 +31,14 @@ PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 ROWS = 8192
 """Rows of a table looked at together."""
 
-LEAST_FACTOR = 0.05
-"""A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
-
 Activations = Mapping[str, Mapping[int, float]]
 """Site → inputs that share a scale → predicted loss of rounding its inputs, nats per token."""
 
-ROUNDINGS = ("factored", "coded")
+ROUNDINGS = ("factored", "coded", "one-bit")
+
+STEEP = ("q", "k", "qkv")
+"""Types of matrices whose errors go through the softmax of the attention: those of one bit lose two to five times what
+those of two bits foretell."""
 
 Corrections = Mapping[str, Mapping[str, float]]
 """Kind of rounding → site → factor."""
@@ -65,10 +66,11 @@ def price(context: SiteContext) -> Priced:
             kept = context.components.order[: nearest.format.k8]
             remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
             probes["factored"] = nearest.loss, context.weight - remaining
-        code = SiteFormat("trellis", bits=PROBED_BITS)
-        coded = next((c for c in found if c.format == code), None)
-        if coded is not None:
-            probes["coded"] = coded.loss, probe(context, PROBED_BITS)
+        for rounding, bits in (("coded", PROBED_BITS), ("one-bit", 1)):
+            coded = next((c for c in found if c.format == SiteFormat("trellis", bits=bits)), None)
+            steep = context.site.type in STEEP and not alone(context.site)
+            if coded is not None and (bits > 1 or steep):
+                probes[rounding] = coded.loss, probe(context, bits)
         return Priced(found, probes, _activation_losses(context))
 
 
@@ -99,8 +101,7 @@ def price_all(
     rounding of activations adds."""
     windows = statistics.held_out()
     precision = str(statistics.key["estimator"].get("precision", "float32"))
-    kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
-    probes = Probes(model, architecture, kl)
+    probes = Probes(model, architecture, windows, precision)
     prices: dict[str, tuple[Candidate, ...]] = {}
     activations: dict[str, Mapping[int, float]] = {}
     for kind in dict.fromkeys(site.type for site in sites):
@@ -111,17 +112,17 @@ def price_all(
             progress(len(prices), len(sites) + 1)
             for rounding, error in priced.perturbed.items():
                 perturbed[rounding][site.name] = error
-        for rounding in ROUNDINGS:
-            probes.measure(rounding, perturbed.pop(rounding))
+        for group in together(members):
+            for rounding, errors in perturbed.items():
+                probes.measure(rounding, {site.name: errors[site.name] for site in group if site.name in errors})
+        del perturbed, errors
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
-    tables = {site.name: _table_factor(model, context(site), kl) for site in vocabulary}
-    measured = measured_activations(model, sites_of(architecture), activations, kl)
-    del kl, probes.kl
-    release_free_memory()
-    factors = probes.factors(windows, precision)
+    tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary}
+    measured = measured_activations(model, sites_of(architecture), activations, probes.kl)
+    corrections = probes.factors()
+    corrections.setdefault("coded", {}).update(tables)
     progress(len(sites) + 1, len(sites) + 1)
-    corrections = {"factored": factors.get("factored", {}), "coded": {**factors.get("coded", {}), **tables}}
     return prices, corrections, measured
 
 
@@ -134,4 +135,4 @@ def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
         error = sampled_table_error(context.weight, metric, noise, seed=0)
         predicted = 0.5 * float((metric.weight * noise).sum())
         with replaced(model, {context.site.name: context.weight - error}):
-            return max(kl.measure() / max(predicted, 1e-30), LEAST_FACTOR)
+            return ratio(kl.measure(), predicted)

@@ -19,7 +19,7 @@ from edge_svd.planner.pricing import FAMILIES, Activations, Corrections, price_a
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 13
+VERSION = 14
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def survey(
     in_kl = allocation(allocation_name).in_kl
     prices = {
         site.name: _with_activations(
-            _corrected(prices[site.name], site.name, corrections, in_kl), activations[site.name], in_kl, site.shape
+            corrected(prices[site.name], site.name, corrections, in_kl), activations[site.name], in_kl, site.shape
         )
         for site in sites
     }
@@ -94,15 +94,17 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def _corrected(found: Sequence[Candidate], name: str, corrections: Corrections, in_kl: bool) -> tuple[Candidate, ...]:
+def corrected(found: Sequence[Candidate], name: str, corrections: Corrections, in_kl: bool) -> tuple[Candidate, ...]:
     """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
 
-    def corrected(c: Candidate) -> Candidate:
+    def priced(c: Candidate) -> Candidate:
         which = "factored" if c.format.factored else "coded" if c.format.kind in (*CODED, "blocks") else ""
         share = corrections.get(which, {}).get(name, 1.0)
+        if c.format.kind == "trellis" and c.format.bits == 1:
+            share = corrections.get("one-bit", {}).get(name, share)
         return Candidate(c.format, c.bytes, c.loss * share, c.score * (share if in_kl else 1.0))
 
-    return tuple(corrected(c) for c in found)
+    return tuple(priced(c) for c in found)
 
 
 def _with_activations(

@@ -25,11 +25,13 @@ class UnitFactor:
         upper: float32, ones on the diagonal.
         weight: float64 [n], what the rounder weighs an η with.
         plain: float64 [n], what an η costs in the metric without its damping.
+        reach: float32 [n, n], how much of the variance of η_j an error i takes over: (upper⁻¹)_ji².
     """
 
     upper: torch.Tensor
     weight: torch.Tensor
     plain: torch.Tensor
+    reach: torch.Tensor
 
     def spread(self, metric: torch.Tensor) -> torch.Tensor:
         """[n] float64: what independent errors η_j cost each in another metric [n, n]."""
@@ -52,8 +54,9 @@ def unit_factor(metric: torch.Tensor, damping: float = DAMPING) -> UnitFactor:
             upper = lower.flip(0, 1)
             root = upper.diagonal().clone()
             unit = upper / root
-            plain = root.square() - added * _inverse(unit).square().sum(1)
-            return UnitFactor(unit.float().contiguous(), root.square(), plain.clamp_min(0))
+            squares = _inverse(unit).square_()
+            plain = root.square() - added * squares.sum(1)
+            return UnitFactor(unit.float().contiguous(), root.square(), plain.clamp_min(0), squares.T.float())
     raise Failure("Cannot round with error feedback: a metric holds NaN or Inf.")
 
 

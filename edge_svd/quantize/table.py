@@ -69,8 +69,10 @@ def _column_sizes(w: torch.Tensor) -> torch.Tensor:
 
 def row_noise(w: torch.Tensor, inputs: InputFactor, widths: Sequence[int] = TRELLIS_BITS) -> dict[int, torch.Tensor]:
     """Bits → expected mean of η² in each row, float64 [rows]."""
+    alone = torch.ones(0)
     return {
-        bits: torch.cat([row_scale(piece, inputs, trellis_code(bits))[1] for piece in w.split(8192)]) for bits in widths
+        bits: torch.cat([row_scale(piece, inputs, alone, trellis_code(bits))[1] for piece in w.split(8192)])
+        for bits in widths
     }
 
 

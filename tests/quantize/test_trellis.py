@@ -14,6 +14,7 @@ from rounding_metrics import metric, weights
 from edge_svd.errors import Failure
 from edge_svd.formats import TRELLIS_BITS, SiteFormat, tensors
 from edge_svd.planner.loss import quadratic
+from edge_svd.quantize import trellis
 from edge_svd.quantize.feedback import unit_factor
 from edge_svd.quantize.table import TableMetric, dealt, dealt_as, groups_of, round_table, row_noise
 from edge_svd.quantize.trellis import (
@@ -24,6 +25,7 @@ from edge_svd.quantize.trellis import (
     round_trellis,
     row_scale,
     sampled_error,
+    target_power,
     unpack,
 )
 from edge_svd.trellis_code import TrellisCode, trellis_code
@@ -99,6 +101,37 @@ def test_loss_is_as_predicted(bits: int) -> None:
     assert loss == pytest.approx(sampled, rel=0.5 if bits == 1 else 0.2)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+def test_scales_expect_what_the_feedback_adds(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steep metrics and uneven rows: scales made for the weights alone clip, and the feedback passes that on."""
+    m, n = 96, 160
+    c_in, c_out = metric(n, 1, power=2.0), metric(m, 2, power=2.0)
+    shuffled = torch.randperm(m, generator=torch.Generator().manual_seed(3))
+    w = weights(m, n) * torch.logspace(-0.5, 0.5, m)[shuffled, None]
+    inputs, outputs = InputFactor.of(c_in), unit_factor(c_out)
+
+    def loss() -> float:
+        return quadratic(w - round_trellis(w, inputs, outputs, bits).matrix(), c_in, c_out)
+
+    expecting = loss()
+    assert predicted_loss(w, inputs, outputs, bits) / expecting == pytest.approx(1.4, rel=0.2)
+    monkeypatch.setattr(trellis, "PUSHES", 0)
+    assert expecting < 0.85 * loss()
+
+
+def test_target_power_is_that_of_random_errors() -> None:
+    """W + η - E with independent η of the code's noise, drawn many times."""
+    m, n = 24, 32
+    w = weights(m, n)
+    inputs, outputs = InputFactor.of(torch.eye(n, dtype=torch.float64)), unit_factor(metric(m, 2))
+    code = trellis_code(2)
+    power = target_power(w, inputs, outputs, code)
+    eta = torch.randn(4000, m, generator=torch.Generator().manual_seed(0)).double() * (code.noise * power).sqrt()
+    error = torch.linalg.solve_triangular(outputs.upper.double().T, eta.T, upper=False, unitriangular=True).T
+    drawn = (w.double().square().mean(1)) + (eta - error).square().mean(0)
+    torch.testing.assert_close(power, drawn, rtol=0.1, atol=0.0)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_feedback_and_code_beat_rounding_to_nearest(bits: int) -> None:
     """Against the best of many uniform grids of as many bits, rounded to nearest: by far more than the code alone."""
@@ -128,7 +161,7 @@ def test_wide_scales_reach_outliers() -> None:
     w = weights(4, 4096)
     w[1, 7] = 40.0
     code = trellis_code(6)
-    scale, noise = row_scale(w, InputFactor.of(torch.eye(4096)), code)
+    scale, noise = row_scale(w, InputFactor.of(torch.eye(4096)), torch.ones(4), code)
     assert float(scale[1]) > 1.5 * float(scale[0])
     assert float(noise[1]) < 1600 / 4096
 

@@ -19,13 +19,17 @@ def pivoted(context: SiteContext) -> list[Candidate]:
     """Every rank that is cheaper than the dense int8 matrix, by rows or by columns, whichever rounds better.
 
     By rows, some outputs are computed from the input and the others from those; by columns, all outputs come from some
-    of the inputs, to which the others have been added. Both take the same bytes but for a few scales.
+    of the inputs, to which the others have been added. Both take the same bytes but for a few scales. Of a matrix that
+    is not square only the shorter dimension is tried: it mostly rounds as well or better, in a third of the time.
     """
     ranks = range(ALIGNMENT, min(context.site.shape), ALIGNMENT)
     if context.roles or not ranks:
         return []
     middle = min(ranks, key=lambda rank: abs(rank - PROBE * min(context.site.shape)))
-    sides = {kind: _rounding(context, SiteFormat(kind, middle)) for kind in PIVOTED if _possible(context, kind, middle)}
+    m, n = context.site.shape
+    kinds = PIVOTED if m == n else ("row-pivoted",) if m < n else ("column-pivoted",)
+    tried = [kind for kind in kinds if _possible(context, kind, middle)]
+    sides = {kind: _rounding(context, SiteFormat(kind, middle)) for kind in tried}
     if not sides:
         return []
     kind = min(sides, key=lambda side: sides[side])

@@ -11,7 +11,7 @@ from edge_svd.formats import TRELLIS_BITS, SiteFormat, weight_bytes
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators.context import GENERATORS, SiteContext
 from edge_svd.quantize.table import TableMetric, dealt, dealt_as, groups_of, row_noise
-from edge_svd.quantize.trellis import predicted_loss, sampled_error
+from edge_svd.quantize.trellis import predicted_loss, round_trellis, sampled_error
 
 PRICES = 24
 """Mixes of bits offered for a table."""
@@ -22,6 +22,8 @@ not contain is looked up all the same."""
 
 ANY = 0.1
 """Share of that which is the same for every token."""
+
+FEED_FORWARD = ("gate", "up", "gate_up", "down")
 
 
 @GENERATORS.register("trellis")
@@ -34,14 +36,23 @@ def trellis(context: SiteContext) -> list[Candidate]:
         fmt = SiteFormat("trellis", bits=bits)
         if fmt.fits(context.site.shape):
             loss = predicted_loss(context.weight, context.inputs, context.outputs, bits)
-            score = loss if context.strategy.in_kl else context.strategy.rounding(probe(context, bits), loss, context)
+            error = None if context.strategy.in_kl else _sampled(context, bits)
+            score = loss if error is None else context.strategy.rounding(error, loss, context)
             found.append(Candidate(fmt, weight_bytes(context.site.shape, fmt), loss, score))
     return found
 
 
-def probe(context: SiteContext, bits: int) -> torch.Tensor:
-    """An error [m, n] of the size and direction that rounding makes, by which predictions are checked."""
+def _sampled(context: SiteContext, bits: int) -> torch.Tensor:
     return sampled_error(context.weight, context.inputs, context.outputs, bits, seed=bits)
+
+
+def probe(context: SiteContext, bits: int) -> torch.Tensor:
+    """The error [m, n] of rounding by which predictions are checked; for feed-forward matrices a random one of the
+    size and direction that rounding makes, because they round as predicted and are three quarters of the work."""
+    if context.site.type in FEED_FORWARD:
+        return _sampled(context, bits)
+    made = round_trellis(context.weight, context.inputs, context.outputs, bits)
+    return context.weight - made.matrix()[:, : context.site.shape[1]]
 
 
 def table_metric(context: SiteContext, *, columns: bool = True) -> TableMetric:
