@@ -141,6 +141,7 @@ def fit(
     from edge_svd.report.fit_summary import fit_summary
 
     Output(json).result(result.to_json(), lambda: fit_summary(result))
+    result.require_memory()
 
 
 @app.command()

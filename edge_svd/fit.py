@@ -22,7 +22,7 @@ from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export.bundle import export_bundle, refuse_foreign
 from edge_svd.export.documents import context_length
 from edge_svd.export.prove import Proof, prove
-from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
+from edge_svd.files import atomic_write, canonical_json, format_size, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.targets import SPEED_CONTEXT, Targets
@@ -65,6 +65,15 @@ class FitResult:
             "peak_rss_bytes": None if peak is None or found is None else found <= peak,
             "decode_tokens_per_s": None if speed is None or not here else measured["decode_tokens_per_s"] >= speed,
         }
+
+    def require_memory(self) -> None:
+        """Failure if the measured peak is above the target: the bundle is kept, but nobody shall take it as fitting."""
+        target, found = self.plan.targets.peak_rss_bytes, self.measured["peak_rss_bytes"]
+        if self.targets_met["peak_rss_bytes"] is False:
+            raise Failure(
+                f"{self.bundle} is written, but its measured peak of {format_size(found)} is above the target of "
+                f"{format_size(target)}; ask for {format_size(2 * target - found)} to stay below it."
+            )
 
     def to_json(self) -> dict[str, Any]:
         predicted = {

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from tiny_folder import tiny_folder
 
-from edge_svd.errors import BudgetError, InputError
+from edge_svd.errors import BudgetError, Failure, InputError
 from edge_svd.fit import FitResult, fit
 from edge_svd.loading import load
 from edge_svd.models import open_model
@@ -167,6 +168,18 @@ def open_sites(fitted: FitResult) -> Any:
 
 
 FIT = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
+
+
+def test_a_peak_above_its_target_is_a_failure(fitted: FitResult) -> None:
+    """Whoever calls `fit --ram` from a script must not take the bundle as fitting."""
+    fitted.require_memory()
+    targets = replace(fitted.plan.targets, peak_rss_bytes=300_000_000)
+    plan = replace(fitted.plan, targets=targets)
+    replace(fitted, plan=plan, measured={**fitted.measured, "peak_rss_bytes": 299_000_000}).require_memory()
+    replace(fitted, plan=plan, measured={**fitted.measured, "peak_rss_bytes": None}).require_memory()
+    missed = replace(fitted, plan=plan, measured={**fitted.measured, "peak_rss_bytes": 310_000_000})
+    with pytest.raises(Failure, match="310.00 MB is above the target of 300.00 MB; ask for 290.00 MB"):
+        missed.require_memory()
 
 
 def command(*arguments: str, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
