@@ -162,18 +162,20 @@ class Probes:
         self.errors: dict[tuple[str, str], _Narrow] = {}
         self.measured: list[tuple[str, list[str], float]] = []
 
-    def measure(self, rounding: str, perturbed: Mapping[str, Perturbed]) -> None:
-        """Measure matrices perturbed together, by one kind of rounding."""
-        weights = {}
-        for name, (loss, error) in perturbed.items():
+    def measure(self, rounding: str, perturbed: dict[str, Perturbed]) -> None:
+        """Measure matrices perturbed together, by one kind of rounding; `perturbed` is used up: its errors become the
+        perturbed weights, which saves a copy of a type's matrices."""
+        names, weights = list(perturbed), {}
+        for name in names:
+            loss, error = perturbed.pop(name)
             self.predicted[rounding, name] = loss
-            if len(perturbed) > 1:
+            if len(names) > 1:
                 self.errors[rounding, name] = _Narrow.of(error)
-            weights[name] = self.model.get_submodule(name).weight.detach() - error
+            weights[name] = error.neg_().add_(self.model.get_submodule(name).weight.detach())
         if weights:
             with replaced(self.model, weights):
                 loss = (self.kl if len(weights) > 1 else self.alone).measure()
-            self.measured.append((rounding, list(perturbed), loss))
+            self.measured.append((rounding, names, loss))
 
     def factors(self) -> dict[str, dict[str, float]]:
         """Rounding → name → what its predictions are to be multiplied with. Ends the probes: the errors and the

@@ -114,8 +114,7 @@ def price_all(
                 perturbed[rounding][site.name] = error
         for group in together(members):
             for rounding, errors in perturbed.items():
-                probes.measure(rounding, {site.name: errors[site.name] for site in group if site.name in errors})
-        del perturbed, errors
+                probes.measure(rounding, {site.name: errors.pop(site.name) for site in group if site.name in errors})
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
     tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary}
