@@ -201,8 +201,8 @@ class Probes:
 
 
 def ratio(measured: float, predicted: float) -> float:
-    """Measured over predicted loss of one matrix's errors."""
-    return max(measured / max(predicted, 1e-30), LEAST_FACTOR)
+    """Measured over predicted loss of one matrix's errors; 1 where nothing was predicted."""
+    return max(measured / predicted, LEAST_FACTOR) if predicted > 0 else 1.0
 
 
 def factor(measured: float, predicted: float) -> float:

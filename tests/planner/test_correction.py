@@ -38,4 +38,4 @@ def test_one_bit_has_a_factor_of_its_own() -> None:
 def test_factors_have_limits() -> None:
     assert factor(1.0, 0.5) == 2.0
     assert (factor(0.0, 1.0), factor(1e9, 1.0), factor(1.0, 0.0)) == (*RANGE, 1.0)
-    assert (ratio(100.0, 1.0), ratio(0.0, 1.0)) == (100.0, LEAST_FACTOR)
+    assert (ratio(100.0, 1.0), ratio(0.0, 1.0), ratio(1.0, 0.0)) == (100.0, LEAST_FACTOR, 1.0)
