@@ -167,9 +167,6 @@ def open_sites(fitted: FitResult) -> Any:
     return sites_of(Architecture(**settings))
 
 
-FIT = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
-
-
 def test_a_peak_above_its_target_is_a_failure(fitted: FitResult) -> None:
     """Whoever calls `fit --ram` from a script must not take the bundle as fitting."""
     fitted.require_memory()
@@ -180,6 +177,9 @@ def test_a_peak_above_its_target_is_a_failure(fitted: FitResult) -> None:
     missed = replace(fitted, plan=plan, measured={**fitted.measured, "peak_rss_bytes": 310_000_000})
     with pytest.raises(Failure, match="310.00 MB is above the target of 300.00 MB; ask for 290.00 MB"):
         missed.require_memory()
+
+
+FIT = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
 
 
 def command(*arguments: str, cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ columns b, b + w, b + 2w … of that plane from its low bits up, w being the pla
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -58,6 +59,12 @@ class InputFactor:
         order = by_importance(c_in)
         return cls(order, unit_factor(c_in[order][:, order]))
 
+    @cached_property
+    def gain(self) -> float:
+        """Variance of an error over that of the η it is made of, columns weighted by what an η there costs."""
+        cost = self.factor.plain
+        return float(self.factor.reach.double().sum(1) @ cost / cost.sum().clamp_min(1e-300))
+
     def column_weight(self, n: int) -> torch.Tensor:
         """What an η in each of the n columns costs, float64 [n], columns in their own places."""
         weight = torch.empty_like(self.factor.plain)
@@ -92,12 +99,11 @@ def target_power(
     clips, which the feedback passes on and on. Weighted by columns as the inputs are.
     """
     own = w.double().square().mean(1)
-    cost = inputs.factor.plain
-    along = float(inputs.factor.reach.double().sum(1) @ cost / cost.sum().clamp_min(1e-300))
+    reach = c_out.reach.double() if isinstance(c_out, UnitFactor) else None
     power = own
     for _ in range(PUSHES):
-        across = c_out.reach.double() @ power if isinstance(c_out, UnitFactor) else power
-        power = own + (code.noise * (along * across - power)).clamp_min(0)
+        across = power if reach is None else reach @ power
+        power = own + (code.noise * (inputs.gain * across - power)).clamp_min(0)
     return power
 
 
