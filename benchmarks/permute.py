@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
             partial / "model.safetensors",
             metadata={"format": "pt"},
         )
-        for name, content in opened.companions().items():
+        for name, content in opened.companions.items():
             atomic_write(partial / name, content)
         partial.rename(options.out)
     except EdgeSvdError as error:

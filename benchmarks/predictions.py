@@ -208,6 +208,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     same = np.array([row["plan"].startswith(("distorted", "only")) for row in rows])
     ratio = np.log(predicted / measured)
     return {
+        "median_log_error": float(np.median(np.abs(ratio))),
         "spearman_all": float(spearmanr(predicted, measured).statistic),
         "spearman_equal_size": float(spearmanr(predicted[same], measured[same]).statistic),
         "median_log_error_after_constant": float(np.median(np.abs(ratio - np.median(ratio)))),

@@ -35,7 +35,7 @@ def stand_in(opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, 
     arrays |= opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
     source = {"model": opened.name, "digest": opened.digest}
     checkpoint = out.with_name(out.name + ".checkpoint")
-    write_checkpoint(checkpoint, opened.architecture, formats, {}, source, arrays, opened.companions())
+    write_checkpoint(checkpoint, opened.architecture, formats, {}, source, arrays, opened.companions)
     export_bundle(checkpoint, out, context=context, force=True)
     return out
 

@@ -89,7 +89,7 @@ def compress(
     )
     progress(len(plan.sites), len(plan.sites))
     source = {"model": opened.name, "digest": opened.digest}
-    finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions())
+    finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions)
     (partial / PARTIAL_KEY).unlink(missing_ok=True)
     replace_folder(partial, out)
     return Checkpoint.open(out)

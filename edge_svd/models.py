@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -66,7 +66,8 @@ class OpenedModel:
         """sha256 of the tokenizer's compact JSON."""
         return hashlib.sha256(companion_files.compact_tokenizer(self.tokenizer)).hexdigest()
 
-    def companions(self) -> dict[str, bytes]:
+    @cached_property
+    def companions(self) -> Mapping[str, bytes]:
         """Name → content of the files that travel into the bundle beside the weights."""
         return companion_files.companions(
             self.name, self.config_json, self.generation_json, self.tokenizer, self.architecture, self.licence

@@ -171,7 +171,7 @@ def run_plan(
 def setting_of(opened: OpenedModel, options: Planning) -> Setting:
     """What memory and speed of a plan of this model are predicted for; InputError on an unknown device or context."""
     context = context_length(opened.architecture, options.context)
-    tokenizer = len(opened.companions().get(TOKENIZER_NAME, b""))
+    tokenizer = len(opened.companions.get(TOKENIZER_NAME, b""))
     load = Load(context, min(options.prompt_chunk, context), int(CACHE.itemsize), tokenizer)
     return Setting(opened.architecture, load_profile(options.device), load)
 
@@ -211,7 +211,7 @@ def _size_of(opened: OpenedModel, context: int) -> SizeOf:
     """Exact bytes of every file of the bundle that follows from a plan."""
     architecture = opened.architecture
     origin = {"model": opened.name, "digest": opened.digest}
-    companions = {name: len(data) for name, data in opened.companions().items()}
+    companions = {name: len(data) for name, data in opened.companions.items()}
     biases = frozenset(site.name for site in sites_of(architecture) if site.bias)
 
     def size_of(plan: Plan) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from edge_svd.architectures import Architecture
@@ -37,16 +38,27 @@ def exact_sizes(
     The graphs are built as for the export (offsets follow from shapes); digests in the manifest have a fixed length.
     """
     length = documents.context_length(architecture, context)
-    last = decoder(architecture, formats, context=length, every_position=False, biases=biases)
-    scoring = decoder(architecture, formats, context=length, every_position=True, biases=biases)
+    chosen = tuple(sorted(formats.items(), key=lambda item: item[0]))
+    last, scoring, weights = _graph_sizes(architecture, chosen, length, biases)
     sizes = {
         **companions,
-        MODEL_NAME: len(last.model),
-        SCORING_NAME: len(scoring.model),
-        WEIGHTS_NAME: data_size(last.weights),
+        MODEL_NAME: last,
+        SCORING_NAME: scoring,
+        WEIGHTS_NAME: weights,
         documents.GENAI: len(documents.genai_config(architecture, length)),
     }
     digests = {name: (size, _DIGEST) for name, size in sizes.items()}
     sizes[MANIFEST_NAME] = len(documents.manifest(architecture, length, source, plan, digests))
     sizes[MEASUREMENTS_NAME] = MEASUREMENTS_BYTES
     return sizes
+
+
+@lru_cache(maxsize=64)  # a planner asks about the same formats again, with other numbers in the manifest
+def _graph_sizes(
+    architecture: Architecture, chosen: tuple[tuple[str, SiteFormat], ...], length: int, biases: frozenset[str]
+) -> tuple[int, int, int]:
+    """Bytes of the graph of the last position, of that of every position, and of the weights that both read."""
+    formats = dict(chosen)
+    last = decoder(architecture, formats, context=length, every_position=False, biases=biases)
+    scoring = decoder(architecture, formats, context=length, every_position=True, biases=biases)
+    return len(last.model), len(scoring.model), data_size(last.weights)

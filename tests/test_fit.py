@@ -238,7 +238,7 @@ def test_what_a_killed_run_left_does_not_travel(
     left.mkdir(parents=True)
     (left / ".tokenizer.json.1.tmp").write_text("half")
     made = compress(opened, plan, statistics, tmp_path / "checkpoint")
-    assert set(made.companions) == set(opened.companions())
+    assert set(made.companions) == set(opened.companions)
 
 
 def test_checkpoint_loads_as_a_model(tiny_model: Path, calibration: Calibration, cache: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_attention_keeps_the_soft_cap(tmp_path: Path) -> None:
 def test_companions_read_back_as_the_same_tokenizer(folder: Path, tmp_path: Path) -> None:
     (folder / "LICENSE").write_text("A licence.")
     opened = open_model(str(folder))
-    files = opened.companions()
+    files = opened.companions
     assert set(files) == {
         "config.json",
         "generation_config.json",
@@ -160,7 +160,7 @@ def test_companions_read_back_as_the_same_tokenizer(folder: Path, tmp_path: Path
     config = json.loads(files["config.json"])
     assert config["model_type"] == "llama" and "quantization_config" not in config
     assert AutoConfig.from_pretrained(tmp_path).num_hidden_layers == 2
-    assert opened.companions() == files
+    assert opened.companions == files
 
 
 def test_end_tokens_come_from_the_generation_config(folder: Path) -> None:
@@ -168,7 +168,7 @@ def test_end_tokens_come_from_the_generation_config(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, 5]}))
     opened = open_model(str(folder))
     assert opened.architecture.eos_token_ids == (2, 5)
-    assert json.loads(opened.companions()["generation_config.json"])["eos_token_id"] == [2, 5]
+    assert json.loads(opened.companions["generation_config.json"])["eos_token_id"] == [2, 5]
 
 
 def edit_weights(folder: Path, change: Any) -> None:
@@ -336,7 +336,7 @@ def test_gguf_tokenizer_is_the_one_in_the_file(tmp_path: Path) -> None:
     expected = tiny_backend().encode(TEXT + "</s>x", add_special_tokens=False).ids
     assert opened.tokenizer.encode(TEXT + "</s>x") == expected
     assert opened.tokenizer.decode(opened.tokenizer.encode(TEXT)) == TEXT
-    files = opened.companions()
+    files = opened.companions
     assert files["chat_template.jinja"].decode() == TEMPLATE
     assert json.loads(files["special_tokens_map.json"])["eos_token"] == "</s>"
     assert "quantization_config" not in json.loads(files["config.json"])
