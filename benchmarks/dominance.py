@@ -25,7 +25,6 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export import export_bundle
-from edge_svd.front.curves import families
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
@@ -86,9 +85,7 @@ def main() -> None:
     statistics, _ = run_calibration(opened, Calibration(tuple(options.calibration)), gradients=False)
     planning = Planning()
     prices = run_survey(opened, statistics, planning)
-    singles = [
-        (name, run_survey(opened, statistics, replace(planning, candidates=name))) for name in families(planning)
-    ]
+    singles = [(name, run_survey(opened, statistics, replace(planning, candidates=name))) for name in planning.families]
     singles += list(uniform(prices))
     remembered()
 

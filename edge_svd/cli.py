@@ -195,6 +195,7 @@ def plan(
     targets = targets_of({"size": size, "ram": ram, "min_decode_tps": min_decode_tps, "device": device})
     options = Planning(method, allocation, candidates, context, seed)
     options = replace(options, prompt_chunk=prompt_chunk or options.prompt_chunk, device=device or options.device)
+    options = replace(options, resident=targets.resident)
     refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()

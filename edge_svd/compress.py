@@ -26,13 +26,13 @@ from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.formats import MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
-from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.generators.trellis import table_metric
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.views import context_of
 from edge_svd.quantize.blocks import Blocked, pack_blocks, round_blocks
-from edge_svd.quantize.components import round_components
+from edge_svd.quantize.components import round_components, to_low
 from edge_svd.quantize.rows import round_rows
 from edge_svd.quantize.table import TableMetric, dealt_as, round_table, row_noise
 from edge_svd.quantize.trellis import Trellis, pack, round_trellis
@@ -132,7 +132,10 @@ def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statist
 def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
     """The stored tensors of a matrix whose rounding looks at the metrics: in blocks, or trellis-coded, or a table."""
     if fmt.kind == "blocks":
-        return _block_parts(context, fmt)
+        return _block_parts(rounded_blocks(context, fmt), fmt)
+    if fmt.kind == "corrected":
+        made, (b, a, scale) = corrected.rounded(context, fmt)
+        return {**_block_parts(made, fmt), "b8": b, "a8": _pad(a), "t8": scale}
     if fmt.kind == "trellis":
         made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
         return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
@@ -164,8 +167,7 @@ def rounded_blocks(context: SiteContext, fmt: SiteFormat) -> Blocked:
     return round_blocks(context.weight, context.inputs, context.outputs, fmt)
 
 
-def _block_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
-    made = rounded_blocks(context, fmt)
+def _block_parts(made: Blocked, fmt: SiteFormat) -> dict[str, torch.Tensor]:
     parts = {"q": pack_blocks(made.values, fmt.bits), "u8": made.grid.code, "s8": made.grid.row}
     if fmt.zero:
         count = 8 // fmt.bits
@@ -202,22 +204,27 @@ def pivoted_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tens
 
 
 def low_rank_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor]:
-    """The kept components; those whose rounding to int8 would cost most are the 16-bit ones."""
-    table = context.components
-    rank = fmt.k8 + fmt.k16
-    wide = torch.zeros(rank, dtype=torch.bool)
-    wide[torch.argsort(table.gain[:rank], descending=True, stable=True)[: fmt.k16]] = True
+    """The kept components as they are stored."""
     parts: dict[str, torch.Tensor] = {}
-    # Neighbours share an activation scale between A and B: components of like magnitude belong together.
-    by_spread = torch.argsort(table.spread[:rank], descending=True, stable=True)
-    for bits, mask in ((8, ~wide), (16, wide)):
-        chosen = table.order[:rank][by_spread[mask[by_spread]]]
-        if len(chosen):
-            b, a, scale = round_components(
-                context.factorization.b[:, chosen], _pad(context.factorization.a[chosen]), bits
-            )
-            parts |= {f"b{bits}": b, f"a{bits}": a, f"s{bits}": scale}
+    for bits, (b, a, scale) in rounded_components(context, fmt).items():
+        stored = (to_low(b), to_low(a)) if bits == 4 else (b, a)
+        parts |= {f"b{bits}": stored[0], f"a{bits}": stored[1], f"s{bits}": scale}
     return parts
+
+
+def rounded_components(context: SiteContext, fmt: SiteFormat) -> dict[int, tuple[torch.Tensor, ...]]:
+    """Bits → B [m, k], padded A [k, n] and scale [k]; what rounding would cost most has most bits."""
+    table, rank = context.components, fmt.rank
+    by_cost = torch.argsort(table.gain[:rank], descending=True, stable=True)
+    # Neighbours share an activation scale between A and B: components of like magnitude belong together.
+    place = torch.argsort(torch.argsort(table.spread[:rank], descending=True, stable=True))
+    found = {}
+    for bits, members in zip((16, 8, 4), by_cost.split([fmt.k16, fmt.k8, fmt.k4]), strict=True):
+        if len(members):
+            chosen = table.order[:rank][members[torch.argsort(place[members])]]
+            f = context.factorization
+            found[bits] = round_components(f.b[:, chosen], _pad(f.a[chosen]), bits)
+    return found
 
 
 def _pad(matrix: torch.Tensor) -> torch.Tensor:

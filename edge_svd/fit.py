@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ def fit(
         InputError: bad model, options, calibration text or output folder. BudgetError: the targets cannot be met.
         Failure: the exported bundle does not compute what the checkpoint computes, NaN or Inf anywhere, disk full.
     """
+    targets = Targets(targets) if isinstance(targets, int) else targets
+    planning = replace(planning, resident=targets.resident)
     planning.check()
     refuse_foreign(out, force)
     opened = open_model(model)

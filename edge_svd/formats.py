@@ -13,6 +13,8 @@ interpolative decomposition, Cheng et al. 2005), never larger than the dense mat
 
 `trellis` is a flash format: 1 to 6 bits a weight in a trellis code (`trellis_code`), which the graph turns
 into int8 rows while it is loaded. `table` is that for a vocabulary-sized matrix, its rows in groups of unequal bits.
+
+`corrected` is a matrix in blocks of few bits plus two thin int8 factors that make good the largest part of its error.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ INT16_LIMIT = 127 * 256
 PIVOTED = ("row-pivoted", "column-pivoted")
 FACTORED = ("low-rank", *PIVOTED)
 CODED = ("trellis", "table")
-KINDS = ("int8", "int16", *FACTORED, *CODED, "blocks")
+BLOCKED = ("blocks", "corrected")
+KINDS = ("int8", "int16", *FACTORED, *CODED, *BLOCKED)
 ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "uint32": 4, "bfloat16": 2, "float32": 4}
 
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
@@ -46,8 +49,15 @@ BLOCK_SIZES = {2: (32, 64, 128), 4: (32, 64, 128), 8: (16, 32, 64, 128)}
 blocks of 16 would take as much as another half bit a weight."""
 
 BLOCK_BITS = tuple(BLOCK_SIZES)
+ALLOWED_BITS = {"trellis": TRELLIS_BITS, "blocks": BLOCK_BITS, "corrected": (2, 4)}
+"""Kind → bits a weight it may have; 0 for the others, which have their own."""
+
 
 USUAL_BLOCK, NARROW_BLOCK = 32, 16
+LOW_BLOCK = 32
+"""Numbers of a 4-bit factor that share a scale in memory, and so the multiple of 4-bit ranks: the smallest block that
+onnxruntime multiplies with 4-bit numbers quickly."""
+
 ACTIVATION_BLOCKS = (NARROW_BLOCK, USUAL_BLOCK, 64)
 """Inputs of a product that share one int8 activation scale, where the weights themselves have one scale a row. Narrow
 blocks are more accurate (SmolLM2 with every matrix in int8 is at KL 0.0067, 0.0036, 0.0020 nats to its checkpoint for
@@ -65,15 +75,16 @@ MOST_PIVOTED = 65_535
 class SiteFormat:
     """The format chosen for one matrix.
 
-    `k8` and `k16` count the int8 and 16-bit components of a low-rank one, `k8` the pivot rows or columns of a pivoted
-    one; `bits` a weight for a trellis or blocks; `rows` of a table: (bits, rows) of each group, most bits first; blocks
-    of `block` inputs, with a zero point each or symmetric. In the other kinds, `block` inputs of the first product
-    share an activation scale; 0 stands for the usual number.
+    `k4`, `k8` and `k16` count the 4-bit, int8 and 16-bit components of a low-rank one, `k8` the pivot rows or columns
+    of a pivoted one and the components of a correction; `bits` a weight for a trellis or blocks; `rows` of a table:
+    (bits, rows) of each group, most bits first; blocks of `block` inputs, with a zero point each or symmetric. In the
+    other kinds, `block` inputs of the first product share an activation scale; 0 stands for the usual number.
     """
 
     kind: str
     k8: int = 0
     k16: int = 0
+    k4: int = 0
     bits: int = 0
     rows: tuple[tuple[int, int], ...] = ()
     block: int = 0
@@ -82,29 +93,35 @@ class SiteFormat:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Unknown format {self.kind!r}; known formats are {', '.join(KINDS)}.")
-        if self.bits not in {"trellis": TRELLIS_BITS, "blocks": BLOCK_BITS}.get(self.kind, (0,)):
+        if self.bits not in ALLOWED_BITS.get(self.kind, (0,)):
             raise InputError(
-                f"Format {self.kind!r} cannot have {self.bits} bits; a trellis has 1 to 6 and blocks have 2, 4 or 8."
+                f"Format {self.kind!r} cannot have {self.bits} bits; a trellis has 1 to 6, blocks have 2, 4 or 8, and "
+                "corrected ones 2 or 4."
             )
-        sizes = BLOCK_SIZES[self.bits] if self.kind == "blocks" else (0,) if self.kind == "column-pivoted" else _SHARED
-        if self.block not in sizes or (self.zero and self.kind != "blocks"):
+        blocked = self.kind in BLOCKED
+        sizes = BLOCK_SIZES[self.bits] if blocked else (0,) if self.kind == "column-pivoted" else _SHARED
+        if self.block not in sizes or (self.zero and not blocked):
             raise InputError(f"Format {self.kind!r} cannot have blocks of {self.block} with zero points {self.zero}.")
         if (self.kind == "table") != bool(self.rows) or not _descending(self.rows):
             raise InputError(f"Format {self.kind!r} cannot have the row groups {self.rows!r}.")
-        if self.kind in PIVOTED:
-            if self.k8 <= 0 or self.k8 % ALIGNMENT or self.k16:
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        if self.kind in (*PIVOTED, "corrected"):
+            if self.k8 <= 0 or self.k8 % ALIGNMENT or self.k16 or self.k4:
                 raise InputError(
-                    f"A {self.kind} format needs a rank k8 that is a positive multiple of {ALIGNMENT} and no k16, "
-                    f"got {self.k8} and {self.k16}."
+                    f"A {self.kind} format needs a rank k8 that is a positive multiple of {ALIGNMENT} and no k4 or "
+                    f"k16, got {self.k8}, {self.k4} and {self.k16}."
                 )
         elif self.kind == "low-rank":
-            if self.k8 < 0 or self.k16 < 0 or self.k8 + self.k16 == 0 or self.k8 % ALIGNMENT or self.k16 % ALIGNMENT:
+            ranks = ((self.k4, LOW_BLOCK), (self.k8, ALIGNMENT), (self.k16, ALIGNMENT))
+            if any(rank < 0 or rank % step for rank, step in ranks) or not self.rank:
                 raise InputError(
-                    f"A low-rank format needs ranks that are multiples of {ALIGNMENT} and not both zero, "
-                    f"got {self.k8} and {self.k16}."
+                    f"A low-rank format needs ranks k8 and k16 that are multiples of {ALIGNMENT}, k4 of {LOW_BLOCK}, "
+                    f"and not all zero, got {self.k8}, {self.k16} and {self.k4}."
                 )
-        elif self.k8 or self.k16:
-            raise InputError(f"Format {self.kind!r} takes no ranks, got {self.k8} and {self.k16}.")
+        elif self.rank:
+            raise InputError(f"Format {self.kind!r} takes no ranks, got {self.k8}, {self.k16} and {self.k4}.")
 
     @property
     def factored(self) -> bool:
@@ -114,8 +131,8 @@ class SiteFormat:
     @property
     def stored(self) -> tuple[Any, ...]:
         """What decides the tensors in the file: everything but how many inputs share an activation scale."""
-        block = self.block if self.kind == "blocks" else 0
-        return self.kind, self.k8, self.k16, self.bits, self.rows, block, self.zero
+        block = self.block if self.kind in BLOCKED else 0
+        return self.kind, self.k4, self.k8, self.k16, self.bits, self.rows, block, self.zero
 
     @property
     def family(self) -> str:
@@ -128,11 +145,11 @@ class SiteFormat:
     @property
     def rank(self) -> int:
         """Rank components kept; 0 for a dense format."""
-        return self.k8 + self.k16
+        return self.k4 + self.k8 + self.k16
 
     def fits(self, shape: tuple[int, int]) -> bool:
         """Whether an m x n matrix can be kept like this."""
-        if self.block and shape[1] % self.block:
+        if (self.block and shape[1] % self.block) or (self.k4 and shape[1] % LOW_BLOCK):
             return False
         if self.kind in PIVOTED:
             return self.k8 < min(shape) and max(shape) <= MOST_PIVOTED
@@ -149,13 +166,15 @@ class SiteFormat:
     def to_json(self) -> dict[str, Any]:
         shared: dict[str, Any] = {"block": self.block} if self.block else {}
         if self.factored:
-            return {"kind": self.kind, "k8": self.k8, "k16": self.k16, **shared}
+            low = {"k4": self.k4} if self.k4 else {}
+            return {"kind": self.kind, "k8": self.k8, "k16": self.k16, **low, **shared}
         if self.kind == "trellis":
             return {"kind": self.kind, "bits": self.bits, **shared}
         if self.kind == "table":
             return {"kind": self.kind, "rows": [list(group) for group in self.rows], **shared}
-        if self.kind == "blocks":
-            return {"kind": self.kind, "bits": self.bits, "block": self.block, "zero": self.zero}
+        if self.kind in BLOCKED:
+            rank = {"k8": self.k8} if self.k8 else {}
+            return {"kind": self.kind, "bits": self.bits, "block": self.block, "zero": self.zero, **rank}
         return {"kind": self.kind, **shared}
 
     @classmethod
@@ -163,7 +182,7 @@ class SiteFormat:
         """Strict inverse of `to_json`; raises InputError on anything else."""
         if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str) or set(value) - FIELDS:
             raise InputError(f"A site's format must be an object with {', '.join(sorted(FIELDS))}, got {value!r}.")
-        numbers = {key: value.get(key, 0) for key in ("k8", "k16", "bits", "block")}
+        numbers = {key: value.get(key, 0) for key in ("k8", "k16", "k4", "bits", "block")}
         zero = value.get("zero", False)
         if type(zero) is not bool:
             raise InputError(f"`zero` of a site's format must be true or false, got {value!r}.")
@@ -179,7 +198,7 @@ class SiteFormat:
 
 _SHARED = (0, *ACTIVATION_BLOCKS)
 
-FIELDS = frozenset(("kind", "k8", "k16", "bits", "rows", "block", "zero"))
+FIELDS = frozenset(("kind", "k8", "k16", "k4", "bits", "rows", "block", "zero"))
 
 
 def _descending(rows: tuple[tuple[int, int], ...]) -> bool:
@@ -201,7 +220,9 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
     columns, C = t8 c8 the other columns' coefficients. trellis: symbols in planes, `order` says at which place of the
     rounding each column stands. table: the same for each group g of rows; `place` says at which place of the groups one
     after the other each row stands; s8 scales the rows and c8 the columns, in their own order. blocks: integers q,
-    the scale s8 · u8 / 255 and zero points z of each block, several to a byte from its low bits up.
+    the scale s8 · u8 / 255 and zero points z of each block, several to a byte from its low bits up; corrected: the
+    same and B A, A = t8 a8. low-rank: the rows of A carry the scale of their component; 4-bit numbers lie two to a
+    byte, 8 more than they are.
 
     Raises InputError where the matrix has no such rank.
     """
@@ -212,10 +233,14 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
         return {"q8": ("int8", (m, n)), "s8": ("bfloat16", (m,))}
     if fmt.kind == "int16":
         return {"q16": ("int16", (m, n)), "s16": ("bfloat16", (m,))}
-    if fmt.kind == "blocks":
+    if fmt.kind in BLOCKED:
         blocks = n // fmt.block
         zeros = {"z": ("uint8", (m, -(-blocks * fmt.bits // 8)))} if fmt.zero else {}
-        return {"q": ("uint8", (m, n * fmt.bits // 8)), "u8": ("uint8", (m, blocks)), "s8": ("bfloat16", (m,)), **zeros}
+        thin: dict[str, tuple[str, tuple[int, ...]]] = {}
+        if fmt.k8:
+            thin = {"b8": ("int8", (m, fmt.k8)), "a8": ("int8", (fmt.k8, n)), "t8": ("bfloat16", (fmt.k8,))}
+        numbers = {"q": ("uint8", (m, n * fmt.bits // 8)), "u8": ("uint8", (m, blocks)), "s8": ("bfloat16", (m,))}
+        return {**numbers, **zeros, **thin}
     if fmt.kind == "trellis":
         return {**_planes((m, n), fmt.bits), "s8": ("bfloat16", (m,)), "order": ("uint16", (n,))}
     if fmt.kind == "table":
@@ -245,6 +270,8 @@ def tensors(shape: tuple[int, int], fmt: SiteFormat) -> dict[str, tuple[str, tup
             "order": ("uint16", (n,)),
         }
     result: dict[str, tuple[str, tuple[int, ...]]] = {}
+    if fmt.k4:
+        result |= {"b4": ("uint8", (m, fmt.k4 // 2)), "a4": ("uint8", (fmt.k4, n // 2)), "s4": ("bfloat16", (fmt.k4,))}
     if fmt.k8:
         result |= {"b8": ("int8", (m, fmt.k8)), "a8": ("int8", (fmt.k8, n)), "s8": ("bfloat16", (fmt.k8,))}
     if fmt.k16:

@@ -11,8 +11,9 @@ import torch
 from edge_svd.architectures import Site, norms_of
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.factored import FactoredLinear
-from edge_svd.formats import CODED, PIVOTED, PLANES
+from edge_svd.formats import BLOCKED, CODED, PIVOTED, PLANES
 from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
+from edge_svd.quantize.components import from_low
 from edge_svd.quantize.trellis import decode, unpack
 from edge_svd.trellis_code import trellis_code
 
@@ -52,8 +53,11 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
     if fmt.kind in CODED:
         matrix = coded_levels(checkpoint, site).float() * read("s8")[:, None]
         return ((matrix * read("c8") if fmt.rows else matrix)[:, :n].contiguous(),)
-    if fmt.kind == "blocks":
-        return (blocked(checkpoint, site).matrix().contiguous(),)
+    if fmt.kind in BLOCKED:
+        matrix = blocked(checkpoint, site).matrix()
+        if fmt.k8:
+            matrix += ((read("b8") * read("t8")) @ read("a8"))[:, :n]
+        return (matrix.contiguous(),)
     if not fmt.factored:
         bits = 8 if fmt.kind == "int8" else 16
         return ((read(f"q{bits}") * read(f"s{bits}")[:, None])[:, :n].contiguous(),)
@@ -65,10 +69,16 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
             return torch.cat([torch.eye(fmt.k8), c])[order], a
         a = torch.cat([torch.eye(fmt.k8), c], dim=1)[:, torch.argsort(order)]
         return read("b8") * read("s8")[:, None], a[:, :n].contiguous()
-    kinds = [bits for bits, rank in ((8, fmt.k8), (16, fmt.k16)) if rank]
-    b = torch.cat([read(f"b{bits}") for bits in kinds], dim=1)
-    a = torch.cat([read(f"a{bits}") * read(f"s{bits}")[:, None] for bits in kinds])
-    return b, a[:, :n].contiguous()
+
+    def integers(letter: str, bits: int) -> torch.Tensor:
+        if bits > 4:
+            return read(f"{letter}{bits}")
+        return from_low(torch.from_numpy(checkpoint.tensor(f"{site.name}.{letter}4"))).float()
+
+    kinds = [bits for bits, rank in ((4, fmt.k4), (8, fmt.k8), (16, fmt.k16)) if rank]
+    b = torch.cat([integers("b", bits) for bits in kinds], dim=1)
+    a = torch.cat([integers("a", bits)[:, :n] * read(f"s{bits}")[:, None] for bits in kinds])
+    return b, a.contiguous()
 
 
 def coded_levels(checkpoint: Checkpoint, site: Site) -> torch.Tensor:

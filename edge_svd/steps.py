@@ -68,7 +68,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Planning:
-    """What the planner may choose from, and how it prices."""
+    """What the planner may choose from, and how it prices; `resident`: for targets of memory or speed too, which
+    decides the candidates where none are named."""
 
     method: str = "io-svd"
     allocation: str = "second-order"
@@ -78,6 +79,12 @@ class Planning:
     prompt_chunk: int = DEFAULT_CHUNK
     device: str = DEFAULT
     tune_steps: int = 0
+    resident: bool = False
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The candidate families to choose from; InputError on an unknown one."""
+        return candidate_kinds(self.candidates, self.resident)
 
     def check(self) -> None:
         """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""
@@ -86,7 +93,7 @@ class Planning:
         load_profile(self.device)
         decompose(self.method)
         allocation(self.allocation)
-        candidate_kinds(self.candidates)
+        _ = self.families
 
 
 def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationText:
@@ -140,7 +147,7 @@ def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -
             statistics,
             method=options.method,
             allocation_name=options.allocation,
-            kinds=candidate_kinds(options.candidates),
+            kinds=options.families,
             cache=statistics.path,
             progress=tick,
         )

@@ -18,7 +18,7 @@ from edge_svd.formats import BLOCK_STEPS, SiteFormat, padded
 
 def embedding(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, multiplier: float) -> ir.Value:
     """ids int64 [batch, sequence] → float32 [batch, sequence, hidden]; InputError for factors, which have no rows."""
-    if fmt.factored:
+    if fmt.factored or fmt.kind == "corrected":
         raise InputError(f"The embedding {site.name} cannot be {fmt.kind}; int8, int16, blocks and table are possible.")
     vocab, hidden = site.shape
     if fmt.kind == "blocks":

@@ -7,7 +7,9 @@ quantised per block.
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
     low-rank   A then B. Rows of A: [a8; a16 high; a16 low]; columns of B: [b8 | b16 high | b16 low]. The two planes
                of A are added before B reads them twice. Without 16-bit components that is just two products.
+               4-bit components are two products of their own, beside the others.
     blocks     one product of 2, 4 or 8 bits, as they lie in the file.
+    corrected  that, and the two products of its int8 factors.
     trellis    one product, on the int8 rows that the graph makes of the code while it is loaded.
     pivoted    by rows: A gives some of the outputs, C the others from them; both side by side, put into order.
                by columns: C adds the other inputs to the pivot ones, and B takes the sum.
@@ -27,7 +29,7 @@ from edge_svd.architectures import Site
 from edge_svd.export import planes
 from edge_svd.export.coded import coded_matrix
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
-from edge_svd.formats import BLOCK_STEPS, CODED, NARROW_BLOCK, PIVOTED, SiteFormat, padded
+from edge_svd.formats import BLOCK_STEPS, BLOCKED, CODED, LOW_BLOCK, NARROW_BLOCK, PIVOTED, SiteFormat, padded
 
 ACCURACY_LEVEL = 4
 """int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""
@@ -44,11 +46,15 @@ def linear(
         return _pivoted(builder, x, name, (m, n), fmt, add)
     if fmt.kind == "low-rank":
         return _low_rank(builder, x, name, (m, n), fmt, add)
-    if fmt.kind == "blocks":
+    if fmt.kind in BLOCKED:
         values, codes, zeros = stored_blocks(builder, name, (m, n), fmt)
         row = builder.shared("Div", float_scale(builder, name, m, "s8"), builder.constant(BLOCK_STEPS, np.float32))
         scales = builder.shared("Mul", builder.shared("Cast", codes, to=int(FLOAT)), row)
-        return _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
+        y = _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
+        if not fmt.k8:
+            return y
+        thin = SiteFormat("low-rank", fmt.k8)
+        return builder.op("Add", y, _wide_factors(builder, x, name, (m, n), thin, None, scale="t8"))
     if fmt.kind == "int16":
         x = builder.shared("Concat", x, x, axis=-1)
     if fmt.kind == "table":
@@ -126,6 +132,48 @@ def pad_activation(builder: Builder, x: ir.Value, width: int) -> ir.Value:
 def _low_rank(
     builder: Builder, x: ir.Value, name: str, shape: tuple[int, int], fmt: SiteFormat, bias: ir.Value | None
 ) -> ir.Value:
+    if not fmt.k4:
+        return _wide_factors(builder, x, name, shape, fmt, bias)
+    low = _low_factors(builder, x, name, shape, fmt.k4, bias)
+    if fmt.rank == fmt.k4:
+        return low
+    return builder.op("Add", _wide_factors(builder, x, name, shape, fmt, None), low)
+
+
+def _low_factors(
+    builder: Builder, x: ir.Value, name: str, shape: tuple[int, int], k: int, bias: ir.Value | None
+) -> ir.Value:
+    """The 4-bit components: numbers lie in the file as the kernel takes them."""
+    m, n = shape[0], padded(shape[1])
+
+    def factor(x: ir.Value, letter: str, dims: tuple[int, int], scales: ir.Value, bias: ir.Value | None) -> ir.Value:
+        tensor = f"{name}.{letter}4"
+        blocks = dims[1] // LOW_BLOCK
+        values = builder.weight(tensor, UINT8, (dims[0], blocks, LOW_BLOCK // 2), lambda read: iter([read(tensor)]))
+        return _product(builder, x, values, scales, dims, LOW_BLOCK, bias, bits=4)
+
+    by_row = float_scale(builder, name, k, "s4")
+    a_scales = builder.op("Mul", by_row, builder.constant([[1.0] * (n // LOW_BLOCK)], np.float32))
+    z = factor(x, "a", (k, n), a_scales, None)
+    return factor(z, "b", (m, k), _pattern(builder, m, [1.0] * (k // LOW_BLOCK)), bias)
+
+
+def _pattern(builder: Builder, rows: int, factors: list[float]) -> ir.Value:
+    """Scales [rows, blocks] of a B: the same in every row, as a component's scale belongs to A."""
+    shape = builder.constant([rows, len(factors)], np.int64)
+    return builder.shared("Expand", builder.constant([factors], np.float32), shape)
+
+
+def _wide_factors(
+    builder: Builder,
+    x: ir.Value,
+    name: str,
+    shape: tuple[int, int],
+    fmt: SiteFormat,
+    bias: ir.Value | None,
+    scale: str = "s8",
+) -> ir.Value:
+    """The int8 and 16-bit components; `scale` is the suffix of the scales of the int8 ones."""
     m, n = shape[0], padded(shape[1])
     k8, k16 = fmt.k8, fmt.k16
     rows = k8 + 2 * k16
@@ -134,7 +182,7 @@ def _low_rank(
     scales: list[ir.Value] = []
     if k8:
         a_readers.append(lambda read: planes.rows8(read, f"{name}.a8"))
-        scales.append(float_scale(builder, name, k8, "s8"))
+        scales.append(float_scale(builder, name, k8, scale))
     if k16:
         a_readers.append(lambda read: planes.stacked16(read, f"{name}.a16"))
         low = float_scale(builder, name, k16, "s16")
@@ -163,10 +211,7 @@ def _low_rank(
     block = NARROW_BLOCK
     pattern = [1.0] * (k8 // block) + [256.0] * (k16 // block) + [1.0] * (k16 // block)
     b = builder.weight(f"{name}.b", UINT8, (m, len(pattern), block), read_b)
-    b_scales = builder.shared(
-        "Expand", builder.constant([pattern], np.float32), builder.constant([m, len(pattern)], np.int64)
-    )
-    return _product(builder, z, b, b_scales, (m, rows), block, bias)
+    return _product(builder, z, b, _pattern(builder, m, pattern), (m, rows), block, bias)
 
 
 def _pivoted(

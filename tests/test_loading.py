@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import edge_svd
-from edge_svd.architectures import Site
+from edge_svd.architectures import Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.factored import FactoredLinear
 from edge_svd.formats import SiteFormat
@@ -31,6 +31,7 @@ SCALED = {
 def mixed(site: Site) -> SiteFormat:
     """Every format in one model."""
     kinds = {"q": LOW_RANK, "qkv": LOW_RANK, "down": ROWS, "gate": COLUMNS, "gate_up": COLUMNS, "o": INT16}
+    kinds |= {"k": SiteFormat("corrected", 16, bits=4, block=32), "v": SiteFormat("low-rank", k4=32)}
     return kinds.get(site.type, INT8)
 
 
@@ -48,7 +49,7 @@ def test_logits_of_every_family(family: str, tmp_path: Path) -> None:
     architecture = make_checkpoint(tmp_path, model, mixed)
     loaded = assert_same_logits(model, tmp_path)
     kinds = [type(module) for module in loaded.modules()]
-    assert kinds.count(FactoredLinear) == 3 * architecture.num_layers
+    assert kinds.count(FactoredLinear) == sum(mixed(site).factored for site in sites_of(architecture))
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     tied = loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()

@@ -10,7 +10,7 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.errors import BudgetError
 from edge_svd.front.targets import PLANNERS, Target
 from edge_svd.models import OpenedModel
-from edge_svd.planner.survey import Survey, candidate_kinds, survey
+from edge_svd.planner.survey import Survey, survey
 from edge_svd.steps import Planning
 
 
@@ -34,11 +34,6 @@ class CurvePoint:
             "kl": self.kl,
             "smallest": self.smallest,
         }
-
-
-def families(planning: Planning) -> tuple[str, ...]:
-    """The candidate families that the front itself may choose from."""
-    return candidate_kinds(planning.candidates)
 
 
 def restricted(opened: OpenedModel, statistics: Statistics, planning: Planning, family: str) -> Survey:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from edge_svd.allocate import allocation
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import BudgetError, InputError
 from edge_svd.export.documents import context_length
-from edge_svd.front.curves import CurvePoint, curve, families
+from edge_svd.front.curves import CurvePoint, curve
 from edge_svd.front.folder import FORMAT, refuse_foreign_front, refuse_other_front, write_front
 from edge_svd.front.points import Evaluation, Point, Workshop
 from edge_svd.front.targets import PLANNERS, Target
@@ -84,6 +84,7 @@ def front(
         InputError: bad model, options, text or output folder; `measure` without `out`; `text` without `measure`.
         BudgetError: not one target can be reached (a single one that cannot is a row that says so). Failure: as `fit`.
     """
+    planning = replace(planning, resident=targets[0].kind == "ram")
     planning.check()
     if measure and out is None:
         raise InputError("Measuring needs a folder for the bundles: give -o FOLDER, or --no-measure for plans alone.")
@@ -132,7 +133,7 @@ def _inputs(opened: OpenedModel, statistics: Statistics, planning: Planning, con
         "statistics": cache_key(statistics.key),
         "method": planning.method,
         "allocation": planning.allocation,
-        "candidates": list(families(planning)),
+        "candidates": list(planning.families),
         "seed": planning.seed,
         "context": context,
         "prompt_chunk": planning.prompt_chunk,
@@ -162,7 +163,7 @@ def _plans(
 def _curves(
     opened: OpenedModel, statistics: Statistics, planning: Planning, targets: Sequence[Target]
 ) -> dict[str, tuple[CurvePoint, ...]]:
-    names = families(planning)
+    names = planning.families
     if len(names) < 2:
         return {}  # the front itself is that one technique
     done = 0

@@ -12,7 +12,7 @@ from edge_svd.allocate.strategy import HasGradient
 from edge_svd.decompose import Factorization
 from edge_svd.formats import INT8_LIMIT
 from edge_svd.planner.activations import handover_loss
-from edge_svd.quantize.components import round_components
+from edge_svd.quantize.components import LOW_LIMIT, round_components
 
 
 class Decomposed(HasGradient, Protocol):
@@ -43,6 +43,7 @@ class ComponentTable:
         truncation: [r + 1] predicted KL of keeping the first k, nats per token.
         score: [r + 1] the strategy's own price of the same.
         rounding: [r] predicted KL of rounding component i to int8.
+        coarse: [r] the same to 4 bits.
         gain: [r] how much of that 16 bits save.
         spread: [r] root mean square of what the component hands from A to B, as its integers are scaled.
         weight: [r] what an error of one there costs, twice the KL.
@@ -52,6 +53,7 @@ class ComponentTable:
     truncation: torch.Tensor
     score: torch.Tensor
     rounding: torch.Tensor
+    coarse: torch.Tensor
     gain: torch.Tensor
     spread: torch.Tensor
     weight: torch.Tensor
@@ -77,25 +79,31 @@ def component_table(context: Decomposed) -> ComponentTable:
     rest = context.weight - (f.b @ f.a).float()
     base = max(0.5 * float(((c_out @ rest) * (rest @ c_in)).sum(dtype=torch.float64)), 0.0)
     truncation = torch.cat([tail, tail.new_zeros(1)]) + base
-    rounding = _rounding_loss(b, a, cb, ca, c_out, c_in)
+    rounding, coarse = (_rounding_loss(b, a, cb, ca, c_out, c_in, bits) for bits in (8, 4))
     # A 16-bit step is 256 times finer, its loss 65,536 times smaller.
     gain = rounding * (1 - 2.0**-16)
     peak = b.abs().amax(0)
     spread = (ca * a).sum(1).clamp_min(0).sqrt() * peak
     weight = (b * cb).sum(0).clamp_min(0) / torch.where(peak > 0, peak, 1.0).square()
     score = context.strategy.tail(f, order, truncation, context)
-    return ComponentTable(order, truncation, score, rounding, gain, spread, weight)
+    return ComponentTable(order, truncation, score, rounding, coarse, gain, spread, weight)
 
 
 def _rounding_loss(
-    b: torch.Tensor, a: torch.Tensor, cb: torch.Tensor, ca: torch.Tensor, c_out: torch.Tensor, c_in: torch.Tensor
+    b: torch.Tensor,
+    a: torch.Tensor,
+    cb: torch.Tensor,
+    ca: torch.Tensor,
+    c_out: torch.Tensor,
+    c_in: torch.Tensor,
+    bits: int,
 ) -> torch.Tensor:
-    """½ ‖b_r a_r − b̂_r â_r‖² in the metric, for every component [r], int8.
+    """½ ‖b_r a_r − b̂_r â_r‖² in the metric, for every component [r].
 
     The error is taken as (b − b̂) a + b̂ (a − â), so that nothing cancels.
     """
-    b_q, a_q, scale = round_components(b, a, 8)
-    column = b.abs().amax(0) / INT8_LIMIT
+    b_q, a_q, scale = round_components(b, a, bits)
+    column = b.abs().amax(0) / (INT8_LIMIT if bits == 8 else LOW_LIMIT)
     column = torch.where(column > 0, column, torch.ones_like(column))
     b_hat, a_hat = b_q.float() * column, a_q.float() * (scale.float() / column)[:, None]
     db, da = b - b_hat, a - a_hat

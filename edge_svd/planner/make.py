@@ -44,7 +44,7 @@ def make_plan(
         InputError: an allocation that knows sizes alone is asked for another target.
     """
     draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
-    if targets.peak_rss_bytes is None and targets.decode_tokens_per_s is None:
+    if not targets.resident:
         return _within_size(draft)
     if allocation(survey.allocation).same_ratio:
         raise InputError(

@@ -25,6 +25,10 @@ from edge_svd.runtime.memory import release_free_memory
 FAMILIES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
 """Generators whose candidates are priced."""
 
+RESIDENT_FAMILIES = ("corrected",)
+"""Those priced only when they are asked for, or where memory or time is limited too: on disk alone, one more bit of a
+trellis code is always better."""
+
 PROBED_BITS, PROBED_TABLE_BITS = 2, 3
 """Trellis codes are perturbed with the error of this many bits."""
 
@@ -59,7 +63,7 @@ def price(context: SiteContext) -> Priced:
     with torch.no_grad():
         found = tuple(c for kind in FAMILIES for c in GENERATORS[kind](context))
         probes: dict[str, Perturbed] = {}
-        factored = [c for c in found if c.format.kind == "low-rank" and not c.format.k16]
+        factored = [c for c in found if c.format.kind == "low-rank" and c.format.rank == c.format.k8]
         if factored:
             dense = weight_bytes(context.site.shape, SiteFormat("int8"))
             nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
@@ -72,6 +76,20 @@ def price(context: SiteContext) -> Priced:
             if coded is not None and (bits > 1 or steep):
                 probes[rounding] = coded.loss, probe(context, bits)
         return Priced(found, probes, _activation_losses(context))
+
+
+def price_alone(
+    sites: Sequence[Site], context: Callable[[Site], SiteContext], family: str
+) -> dict[str, tuple[Candidate, ...]]:
+    """Candidates of one family, without measurements of their own."""
+
+    def priced(site: Site) -> tuple[Candidate, ...]:
+        with torch.no_grad():
+            return tuple(GENERATORS[family](context(site)))
+
+    found = dict(zip((site.name for site in sites), side_by_side(priced, sites), strict=True))
+    release_free_memory()
+    return found
 
 
 def _activation_losses(context: SiteContext) -> dict[int, float]:

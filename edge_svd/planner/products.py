@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_svd.formats import NARROW_BLOCK, SiteFormat, padded
+from edge_svd.formats import LOW_BLOCK, NARROW_BLOCK, SiteFormat, padded
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,16 @@ def _int16(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
 
 
 def _low_rank(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
-    n, inner = padded(shape[1]), fmt.k8 + 2 * fmt.k16
-    b = Product(shape[0], inner, 8, NARROW_BLOCK, pattern=f"{fmt.k8}+{fmt.k16}")
-    parts = (fmt.k8, fmt.k16) if fmt.k8 and fmt.k16 else ()
-    return Calls((Product(inner, n, 8, fmt.inputs_a_block(n)), b), (inner, *parts))
+    found, widths = [], []
+    m, n, inner = shape[0], padded(shape[1]), fmt.k8 + 2 * fmt.k16
+    if inner:
+        b = Product(m, inner, 8, NARROW_BLOCK, pattern=f"{fmt.k8}+{fmt.k16}")
+        found += [Product(inner, n, 8, fmt.inputs_a_block(n)), b]
+        widths += [inner, *((fmt.k8, fmt.k16) if fmt.k8 and fmt.k16 else ())]
+    if fmt.k4:
+        found += [Product(fmt.k4, n, 4, LOW_BLOCK), Product(m, fmt.k4, 4, LOW_BLOCK, pattern="4")]
+        widths += [fmt.k4, *((m,) if inner else ())]
+    return Calls(tuple(found), tuple(widths))
 
 
 def _row_pivoted(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
@@ -83,6 +89,11 @@ def _blocks(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     return Calls((Product(shape[0], shape[1], fmt.bits, fmt.block, zero_points=fmt.zero),))
 
 
+def _corrected(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
+    thin = _low_rank(shape, SiteFormat("low-rank", fmt.k8))
+    return Calls((*_blocks(shape, fmt).products, *thin.products), (*thin.widths, shape[0]))
+
+
 PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat], Calls]] = {
     "int8": _int8,
     "int16": _int16,
@@ -92,6 +103,7 @@ PRODUCTS: dict[str, Callable[[tuple[int, int], SiteFormat], Calls]] = {
     "trellis": _int8,  # the graph unpacks it into int8 rows before the session packs them
     "table": _int8,
     "blocks": _blocks,
+    "corrected": _corrected,
 }
 """Kind → its calls for a matrix [m, n] in a format."""
 

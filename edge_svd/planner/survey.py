@@ -12,14 +12,21 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
-from edge_svd.formats import ACTIVATION_BLOCKS, CODED, SiteFormat, padded
+from edge_svd.formats import ACTIVATION_BLOCKS, BLOCKED, CODED, SiteFormat, padded
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.generators import GENERATORS, SiteContext
-from edge_svd.planner.pricing import FAMILIES, Activations, Corrections, price_all
+from edge_svd.planner.pricing import (
+    FAMILIES,
+    RESIDENT_FAMILIES,
+    Activations,
+    Corrections,
+    price_all,
+    price_alone,
+)
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 14
+VERSION = 15
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,11 @@ class Survey:
     kinds: tuple[str, ...]
 
 
-def candidate_kinds(text: str | None) -> tuple[str, ...]:
-    """Parse `--candidates low-rank,int8,fp16`; InputError listing the known kinds otherwise."""
+def candidate_kinds(text: str | None, resident: bool = False) -> tuple[str, ...]:
+    """Parse `--candidates low-rank,int8,fp16`; InputError listing the known kinds otherwise. Without any, all that can
+    win: `resident` says that memory or time is limited, not the size alone."""
     if text is None:
-        return FAMILIES
+        return (*FAMILIES, *RESIDENT_FAMILIES) if resident else FAMILIES
     kinds = tuple(dict.fromkeys(ALIASES.get(name.strip(), name.strip()) for name in text.split(",")))
     for kind in kinds:
         if kind not in GENERATORS:
@@ -64,16 +72,25 @@ def survey(
     sites = tuple(site for site in sites_of(architecture) if not site.tied_to)
     identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": allocation_name}
     file = cache / f"prices-{cache_key(identity)[:16]}.json" if cache is not None else None
+
+    def context(site: Site) -> SiteContext:
+        return context_of(site, model.get_submodule(site.name), architecture, statistics, method, allocation_name)
+
     if file is not None and file.exists():
         prices, corrections, activations = _from_json(read_json(file, "price list"))
     else:
-
-        def context(site: Site) -> SiteContext:
-            return context_of(site, model.get_submodule(site.name), architecture, statistics, method, allocation_name)
-
         prices, corrections, activations = price_all(model, architecture, statistics, sites, context, progress)
         if file is not None:
             atomic_write(file, _to_json(prices, corrections, activations))
+    for family in (kind for kind in RESIDENT_FAMILIES if kind in kinds):
+        own = file.with_name(f"{file.stem}-{family}.json") if file is not None else None
+        if own is not None and own.exists():
+            more, _, _ = _from_json(read_json(own, "price list"))
+        else:
+            more = price_alone(sites, context, family)
+            if own is not None:
+                atomic_write(own, _to_json(more, {}, {}))
+        prices = {name: (*found, *more[name]) for name, found in prices.items()}
     in_kl = allocation(allocation_name).in_kl
     prices = {
         site.name: _with_activations(
@@ -98,7 +115,7 @@ def corrected(found: Sequence[Candidate], name: str, corrections: Corrections, i
     """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
 
     def priced(c: Candidate) -> Candidate:
-        which = "factored" if c.format.factored else "coded" if c.format.kind in (*CODED, "blocks") else ""
+        which = "factored" if c.format.factored else "coded" if c.format.kind in (*CODED, *BLOCKED) else ""
         share = corrections.get(which, {}).get(name, 1.0)
         if c.format.kind == "trellis" and c.format.bits == 1:
             share = corrections.get("one-bit", {}).get(name, share)
@@ -114,7 +131,7 @@ def _with_activations(
 
     def variants(c: Candidate) -> Iterator[Candidate]:
         usual = c.format.inputs_a_block(padded(shape[1]))
-        others = [] if c.format.factored or c.format.kind == "blocks" else ACTIVATION_BLOCKS
+        others = [] if c.format.factored or c.format.kind in BLOCKED else ACTIVATION_BLOCKS
         for block in (c.format.block, *others):
             fmt = replace(c.format, block=block)
             if block == c.format.block or (block != usual and fmt.fits(shape)):

@@ -35,6 +35,11 @@ class Targets:
         if speed is not None and not (math.isfinite(speed) and speed > 0):
             raise InputError(f"The decoding speed to reach must be a positive number of tokens a second, not {speed}.")
 
+    @property
+    def resident(self) -> bool:
+        """Whether memory or time is limited, not the size alone."""
+        return self.peak_rss_bytes is not None or self.decode_tokens_per_s is not None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "file_bytes": self.file_bytes,

@@ -67,7 +67,7 @@ def cells(matrices: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> lis
 
 def _kind(entry: Mapping[str, Any]) -> str:
     """The kind of a format with the numbers that tell two of a kind apart besides their ranks: `block, bits 4`."""
-    known = ("kind", "k8", "k16", "bytes", "loss")
+    known = ("kind", "k4", "k8", "k16", "bytes", "loss")
     more = {key: value for key, value in sorted(entry.items()) if key not in known and isinstance(value, int | str)}
     return ", ".join([entry["kind"], *(f"{key} {value}" for key, value in more.items())])
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-LIGHT = ("#0063a6", "#b84a00", "#00795a", "#a3307d", "#7a5c00", "#4a4ab8", "#1a7a8f", "#666666")
+LIGHT = ("#0063a6", "#b84a00", "#00795a", "#a3307d", "#7a5c00", "#4a4ab8", "#1a7a8f", "#666666", "#8c2d2d")
 """On white, each with a contrast of at least 4.5."""
 
-DARK = ("#6cb8f5", "#ff9d5c", "#45cfa2", "#f18fcb", "#e0c04a", "#aeb0ff", "#7fdcec", "#bdbdbd")
+DARK = ("#6cb8f5", "#ff9d5c", "#45cfa2", "#f18fcb", "#e0c04a", "#aeb0ff", "#7fdcec", "#bdbdbd", "#ff9c9c")
 """On near-black, the same hues."""
 
 FULL_BITS = 8.0

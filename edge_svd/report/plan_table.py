@@ -17,6 +17,8 @@ def format_name(site: Mapping[str, Any]) -> str:
         return "rows of " + "/".join(str(bits) for bits, _ in site["rows"]) + " bits"
     if site["kind"] == "blocks":
         return f"{site['bits']}-bit blocks of {site['block']}"
+    if site["kind"] == "corrected":
+        return f"{site['bits']}-bit blocks + rank {site['k8']}"
     return "16 bits" if site["kind"] == "int16" else str(site["kind"])
 
 

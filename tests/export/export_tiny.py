@@ -93,6 +93,10 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
         return _column_pivoted(wide, n, fmt.k8)
     if fmt.kind == "blocks":
         return _blocks(weight, fmt)
+    if fmt.kind == "corrected":
+        tensors, base = _blocks(weight, fmt)
+        thin, more = quantise(weight - base, SiteFormat("low-rank", fmt.k8))
+        return {**tensors, "b8": thin["b8"], "a8": thin["a8"], "t8": thin["s8"]}, base + more
     if fmt.bits or fmt.rows:
         return _coded(wide, n, fmt)
     if not fmt.factored:
@@ -103,6 +107,7 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
     u, sigma, v = np.linalg.svd(wide.astype(np.float64), full_matrices=False)
     tensors, total = {}, np.zeros((m, padded(n)))
     for suffix, dtype, limit, first, count in (
+        ("4", np.int8, 7, fmt.k16 + fmt.k8, fmt.k4),
         ("8", np.int8, 127, fmt.k16, fmt.k8),
         ("16", np.int16, 32512, 0, fmt.k16),
     ):
@@ -113,9 +118,16 @@ def quantise(weight: np.ndarray, fmt: SiteFormat) -> tuple[dict[str, np.ndarray]
         steps = [np.abs(b).max(axis=0) / limit, np.abs(a).max(axis=1) / limit]
         b, a = np.rint(b / steps[0]), np.rint(a / steps[1][:, None])
         s = (steps[0] * steps[1]).astype(ml_dtypes.bfloat16)
-        tensors |= {f"b{suffix}": b.astype(dtype), f"a{suffix}": a.astype(dtype), f"s{suffix}": s}
+        stored = [_nibbles(values) if suffix == "4" else values.astype(dtype) for values in (b, a)]
+        tensors |= {f"b{suffix}": stored[0], f"a{suffix}": stored[1], f"s{suffix}": s}
         total += (b * s.astype(np.float64)) @ a
     return tensors, total[:, :n].astype(np.float32)
+
+
+def _nibbles(values: np.ndarray) -> np.ndarray:
+    """Two 4-bit numbers a byte, 8 more than they are, the first one low."""
+    raised = (values + 8).astype(np.uint8)
+    return raised[:, ::2] | (raised[:, 1::2] << 4)
 
 
 def _row_pivoted(wide: np.ndarray, n: int, k: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -28,8 +28,16 @@ def exported(tmp_path: Path, model: Any, choose: Any = lambda site: INT8) -> tup
     return export_bundle(tmp_path / "checkpoint", tmp_path / "bundle"), architecture
 
 
-def low_rank(k8: int, k16: int) -> Any:
-    return lambda site: INT8 if site.type in ("embedding", "lm_head") else SiteFormat("low-rank", k8, k16)
+def low_rank(k8: int, k16: int, k4: int = 0) -> Any:
+    """4-bit components only where the matrix has the rank for all of them."""
+
+    def choose(site: Any) -> SiteFormat:
+        fmt = SiteFormat("low-rank", k8, k16, k4)
+        if site.type in ("embedding", "lm_head"):
+            return INT8
+        return fmt if fmt.fits(site.shape) else SiteFormat("low-rank", k8, k16)
+
+    return choose
 
 
 def pivoted(side: str) -> Any:
@@ -46,6 +54,11 @@ def coded(bits: int) -> Any:
 
 def in_blocks(bits: int, zero: bool = False) -> Any:
     return lambda site: SiteFormat("blocks", bits=bits, block=32, zero=zero)
+
+
+def corrected(bits: int, zero: bool) -> Any:
+    fmt = SiteFormat("corrected", 16, bits=bits, block=32, zero=zero)
+    return lambda site: INT8 if site.type in ("embedding", "lm_head") else fmt
 
 
 def difference(left: np.ndarray, right: np.ndarray) -> float:
@@ -83,6 +96,10 @@ def test_every_family_with_and_without_cache(family: str, tmp_path: Path, exact_
         low_rank(16, 16),
         low_rank(0, 32),
         low_rank(16, 0),
+        low_rank(0, 0, 32),
+        low_rank(16, 16, 32),
+        corrected(4, False),
+        corrected(2, True),
         pivoted("row"),
         pivoted("column"),
         *(coded(bits) for bits in TRELLIS_BITS),
@@ -94,6 +111,10 @@ def test_every_family_with_and_without_cache(family: str, tmp_path: Path, exact_
         "k8+k16",
         "k16",
         "k8 of 16",
+        "k4",
+        "k4+k8+k16",
+        "corrected 4",
+        "corrected 2",
         "rows",
         "columns",
         *(f"{bits} bits" for bits in TRELLIS_BITS),

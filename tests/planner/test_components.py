@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from edge_svd.allocate import allocation
+from edge_svd.compress import rounded_components
 from edge_svd.decompose import decompose
+from edge_svd.formats import SiteFormat
 from edge_svd.planner.components import component_table
 from edge_svd.planner.generators.low_rank import from_table
 from edge_svd.quantize.components import round_components
@@ -89,6 +91,22 @@ def test_first_order_orders_by_the_gradient() -> None:
 def test_candidates_fall_in_loss_with_rank_and_stay_below_dense() -> None:
     found = from_table(component_table(context("io-svd", "second-order")), (M, N))
     assert found and all(c.bytes < M * N + 2 * M for c in found)
-    for k16 in (0, 16):
-        losses = [c.loss for c in found if c.format.k16 == k16]
+    for mix in ((0, 0), (16, 0)):
+        losses = [c.loss for c in found if (c.format.k16, c.format.k4) == mix]
         assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+@pytest.mark.parametrize(("k4", "k8", "k16"), [(32, 0, 0), (32, 16, 0), (0, 0, 16)])
+def test_a_mix_of_precisions_loses_what_is_predicted(k4: int, k8: int, k16: int) -> None:
+    c = context("io-svd", "second-order")
+    c.components = component_table(c)
+    fmt = SiteFormat("low-rank", k8, k16, k4)
+    # A matrix so small has 4-bit factors of every rank below break-even, and others only of some.
+    listed = {found.format: found.loss for found in from_table(c.components, (M, 10 * N))}
+    parts = rounded_components(c, fmt)
+    made = sum((b.double() * scale.double()) @ a[:, :N].double() for b, a, scale in parts.values())
+    assert {bits: len(scale) for bits, (_, _, scale) in parts.items()} == {
+        bits: rank for bits, rank in ((4, k4), (8, k8), (16, k16)) if rank
+    }
+    measured = price(c.w - made, c) + c.components.handover(fmt.rank)
+    assert listed[fmt] == pytest.approx(measured, rel=0.2)

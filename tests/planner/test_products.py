@@ -32,6 +32,10 @@ FORMATS = [
     SiteFormat("low-rank", 16, 0, block=16),
     SiteFormat("low-rank", 0, 16),
     SiteFormat("low-rank", 16, 16),
+    SiteFormat("low-rank", k4=32),
+    SiteFormat("low-rank", 16, k4=32),
+    SiteFormat("corrected", 16, bits=4, block=32),
+    SiteFormat("corrected", 32, bits=2, block=32, zero=True),
     SiteFormat("row-pivoted", 16),
     SiteFormat("column-pivoted", 16),
 ]

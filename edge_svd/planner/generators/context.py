@@ -76,7 +76,11 @@ class SiteContext:
 
     @cached_property
     def factorization(self) -> Factorization:
-        return decompose(self.method)(self.w, self.c_in, self.c_out)
+        return self.decomposed(self.w)
+
+    def decomposed(self, matrix: torch.Tensor) -> Factorization:
+        """A matrix [m, n] in the place of this one, by the same method."""
+        return decompose(self.method)(matrix, self.c_in, self.c_out)
 
     @cached_property
     def components(self) -> ComponentTable:
