@@ -101,6 +101,9 @@ def fit(
     tune: Annotated[
         float | None, typer.Option("--tune", help="Minutes of distillation of the stored scales after rounding.")
     ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Measure the plan's choices, correct their prices, and plan again.")
+    ] = False,
     force: Force = False,
     threads: Threads = 2,
     json: Json = False,
@@ -125,6 +128,7 @@ def fit(
         "context": context,
         "seed": seed,
         "tune": tune,
+        "refine": refine or None,
     }
     options = resolve(given, recipe, out)
     from edge_svd.fit import fit as run_fit

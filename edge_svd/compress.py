@@ -49,8 +49,11 @@ def compress(
     *,
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    finished: Checkpoint | None = None,
 ) -> Checkpoint:
     """Write the checkpoint `out`; continue `out`.partial if an earlier run with the same plan was interrupted.
+
+    `finished`: of the same model, statistics and method; matrices that it has in the plan's format are taken from it.
 
     Raises:
         InputError: the plan does not fit the model or the statistics, or `out` exists (replaced only with `force`,
@@ -77,7 +80,7 @@ def compress(
     for stem, sites in groups.items():
         if not has_weights(partial, stem):
             arrays: Arrays = {}
-            for made in side_by_side(lambda site: site_arrays(opened, site, plan, statistics), sites):
+            for made in side_by_side(lambda site: _arrays(opened, site, plan, statistics, finished), sites):
                 arrays |= made
                 done += 1
                 progress(done, len(plan.sites))
@@ -93,6 +96,38 @@ def compress(
     (partial / PARTIAL_KEY).unlink(missing_ok=True)
     replace_folder(partial, out)
     return Checkpoint.open(out)
+
+
+def is_of(path: Path, plan: Plan) -> bool:
+    """Whether a folder holds the finished checkpoint of this very plan."""
+    if not (path / MANIFEST).exists():
+        return False
+    return canonical_json(dict(Checkpoint.open(path).plan)) == canonical_json(plan.to_json())
+
+
+def compressed(
+    opened: OpenedModel,
+    plan: Plan,
+    statistics: Statistics,
+    out: Path,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    finished: Checkpoint | None = None,
+) -> Checkpoint:
+    """The checkpoint of a plan at `out`: the one that an interrupted run has finished there, or made now; errors as
+    `compress`."""
+    if is_of(out, plan):
+        return Checkpoint.open(out)
+    return compress(opened, plan, statistics, out, force=True, progress=progress, finished=finished)
+
+
+def _arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics, finished: Checkpoint | None) -> Arrays:
+    """Of one matrix: read where it is finished, made otherwise."""
+    fmt = plan.sites[site.name].format
+    if finished is None or finished.formats[site.name].stored != fmt.stored:
+        return site_arrays(opened, site, plan, statistics)
+    names = [f"{site.name}.{suffix}" for suffix in tensors(site.shape, fmt)] + [f"{site.name}.bias"] * site.bias
+    return {name: finished.tensor(name) for name in names}
 
 
 def _start(partial: Path, key: bytes) -> None:

@@ -14,19 +14,21 @@ from edge_svd.allocate import allocation
 from edge_svd.calibrate.run import split
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.calibrate.text import CalibrationText
-from edge_svd.checkpoint import MANIFEST, Checkpoint
-from edge_svd.compress import compress
+from edge_svd.checkpoint import Checkpoint
+from edge_svd.compress import compress, is_of
 from edge_svd.devices import DEFAULT
 from edge_svd.errors import Failure
 from edge_svd.evaluate.text_loss import bundle_loss
 from edge_svd.export.bundle import export_bundle, refuse_foreign
 from edge_svd.export.documents import context_length
 from edge_svd.export.prove import Proof, prove
-from edge_svd.files import atomic_write, canonical_json, format_size, replace_folder, writing
+from edge_svd.files import atomic_write, format_size, replace_folder, writing
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
+from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import SPEED_CONTEXT, Targets
 from edge_svd.progress import Tick, step
+from edge_svd.refine import Refined, refine
 from edge_svd.runtime.bench import bench
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.schema import MEASUREMENTS_NAME, pack_measurements
@@ -51,6 +53,7 @@ class FitResult:
     plan: Plan
     measured: dict[str, Any]
     proof: Proof
+    refined: Refined | None = None
 
     @property
     def targets_met(self) -> dict[str, bool | None]:
@@ -88,6 +91,7 @@ class FitResult:
             "measured": self.measured,
             "targets_met": self.targets_met,
             "proof": self.proof.__dict__,
+            "refined": None if self.refined is None else self.refined.to_json(),
             "plan": self.plan.to_json(),
         }
 
@@ -120,19 +124,36 @@ def fit(
     statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
     prices = run_survey(opened, statistics, planning)
     plan = run_plan(opened, statistics, prices, planning, targets)
-    return carry_out(opened, statistics, text, plan, out, threads)
+    if not planning.refine:
+        return carry_out(opened, statistics, text, plan, out, threads)
+    folder = out.with_name(out.name + ".partial") / "refine"
+
+    def planned(table: Survey) -> Plan:
+        return run_plan(opened, statistics, table, planning, targets)
+
+    with step("Refining the plan") as tick:
+        refined = refine(opened, statistics, prices, plan, planned, folder, tick)
+    made = carry_out(opened, statistics, text, refined.plan, out, threads, Checkpoint.open(refined.checkpoint))
+    return replace(made, refined=refined)
 
 
 def carry_out(
-    opened: OpenedModel, statistics: Statistics, text: CalibrationText, plan: Plan, out: Path, threads: int
+    opened: OpenedModel,
+    statistics: Statistics,
+    text: CalibrationText,
+    plan: Plan,
+    out: Path,
+    threads: int,
+    finished: Checkpoint | None = None,
 ) -> FitResult:
-    """Compress, export, prove and measure what a plan says; errors as `fit`, whose second half this is."""
+    """Compress, export, prove and measure what a plan says; errors as `fit`, whose second half this is. Matrices that
+    `finished` has in the plan's formats are not made again."""
     partial = out.with_name(out.name + ".partial")
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"
-    if not checkpoint_is_current(checkpoint, plan):
+    if not is_of(checkpoint, plan):
         with step("Compressing") as tick:
-            compress(opened, plan, statistics, partial / "rounded", force=True, progress=tick)
+            compress(opened, plan, statistics, partial / "rounded", force=True, progress=tick, finished=finished)
         if plan.tune_steps:
             with step("Tuning the scales") as tick:
                 tune_scales(opened, partial / "rounded", text, plan, tick)
@@ -172,13 +193,6 @@ def tune_scales(opened: OpenedModel, checkpoint: Path, text: CalibrationText, pl
         precision=fast_precision(),
         progress=tick,
     )
-
-
-def checkpoint_is_current(path: Path, plan: Plan) -> bool:
-    """Whether an earlier, interrupted run has already finished the checkpoint of this very plan."""
-    if not (path / MANIFEST).exists():
-        return False
-    return canonical_json(dict(Checkpoint.open(path).plan)) == canonical_json(plan.to_json())
 
 
 def prove_bundle(checkpoint: Path, bundle: Path, text: CalibrationText, predicted: float, threads: int) -> Proof:

@@ -62,6 +62,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             options.get("prompt_chunk", planning.prompt_chunk),
             options.get("device", planning.device),
             steps_of(options["tune"]) if "tune" in options else 0,
+            refine=options.get("refine", planning.refine),
         ),
     )
 

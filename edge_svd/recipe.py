@@ -46,6 +46,7 @@ class Recipe:
     candidates: str | None = None
     seed: int | None = None
     tune: float | None = None
+    refine: bool | None = None
     file: str = field(default="", compare=False, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
@@ -86,6 +87,7 @@ _KINDS: dict[str, _Kind] = {
     "candidates": _Kind(_TEXT, "a string", '"low-rank,int8"'),
     "seed": _Kind(_COUNT, "a whole number", "0"),
     "tune": _Kind((int, float), "a number", "2.0"),
+    "refine": _Kind((bool,), "true or false", "true"),
 }
 _NEEDED = ("summary", "model")
 _BUDGETS = ("size", "ram")
@@ -188,7 +190,7 @@ def _wrong(key: str, value: Any) -> str | None:
         return "one line of text"
     if isinstance(value, list):
         return None if value and all(isinstance(v, str) and _wrong(key, v) is None for v in value) else kind.words
-    if key in _BUDGETS or isinstance(value, str):
+    if key in _BUDGETS or isinstance(value, str | bool):
         return None
     if key == "seed":
         return None if 0 <= value <= LARGEST_SEED else f"zero or positive, at most {LARGEST_SEED}"

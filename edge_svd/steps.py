@@ -69,7 +69,7 @@ class Calibration:
 @dataclass(frozen=True)
 class Planning:
     """What the planner may choose from, and how it prices; `resident`: for targets of memory or speed too, which
-    decides the candidates where none are named."""
+    decides the candidates where none are named; `refine`: whether `fit` measures the plan and makes it again."""
 
     method: str = "io-svd"
     allocation: str = "second-order"
@@ -80,6 +80,7 @@ class Planning:
     device: str = DEFAULT
     tune_steps: int = 0
     resident: bool = False
+    refine: bool = False
 
     @property
     def families(self) -> tuple[str, ...]:
