@@ -42,7 +42,7 @@ def stand_in(opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, 
 
 def _numbers(rng: np.random.Generator, suffix: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     kind = NUMPY_DTYPES[dtype]
-    if suffix == "order":
+    if suffix in ("order", "place"):
         return np.arange(shape[0]).astype(kind)
     if np.issubdtype(kind, np.integer):
         limits = np.iinfo(kind)

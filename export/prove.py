@@ -129,9 +129,9 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime as ort
 
     options = _options(threads)
-    model, values = unpacked_model(path.parent, path.name, path.read_bytes(), options)
+    model, rows = unpacked_model(path.parent, path.name, path.read_bytes(), options)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    session.edge_svd_unpacked = values  # onnxruntime reads this memory without owning it
+    session.edge_svd_unpacked = rows  # must outlive the session
     return session
 
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import ctypes
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _STATUS = Path("/proc/self/status")
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
+_MOST_KEPT = 32 * 2**20
+"""Where glibc's own, growing threshold ends on 64 bits."""
 
 
 def peak_rss_bytes() -> int | None:
@@ -44,6 +49,25 @@ def mapped_bytes(path: Path) -> int:
         elif inside and words[0] == "Rss:":
             total += int(words[1]) * 1024
     return total
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Inside, what takes 64 KiB or more goes back to the system as soon as it is freed, where the C library is glibc.
+
+    By itself glibc keeps freed blocks of up to 32 MiB once it has seen some of that size. While onnxruntime packs
+    weights, that is tens of megabytes more at the peak, and never the same twice. Afterwards it keeps them again.
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if tell is None:
+        yield
+        return
+    tell(_MMAP_THRESHOLD, 64 * 1024)
+    try:
+        yield
+    finally:
+        tell(_MMAP_THRESHOLD, _MOST_KEPT)
+        tell(_TRIM_THRESHOLD, 2 * _MOST_KEPT)
 
 
 def release_free_memory() -> None:

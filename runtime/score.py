@@ -13,7 +13,7 @@ import onnxruntime
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import Failure, InputError
 from edge_svd.runtime.schema import SCORING_NAME
-from edge_svd.runtime.session import check_graph, open_onnx
+from edge_svd.runtime.session import open_onnx
 
 # Rows of logits handled at once, so that temporaries stay a few MB beside a window's logits.
 _ROWS = 32
@@ -41,7 +41,6 @@ class ScoringSession:
         """BundleError if the graph is not what the manifest says."""
         self.bundle = bundle
         self._session = open_onnx(bundle, SCORING_NAME, threads=threads, spinning=spinning, arena=arena)
-        check_graph(self._session, bundle, SCORING_NAME)
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._logits: Logits = np.zeros((0, 0, 0), np.float32)
 

@@ -18,9 +18,10 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
-from edge_svd.runtime.memory import release_free_memory
+from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
 from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME
 from edge_svd.runtime.unpack import unpacked
+from edge_svd.runtime.unpacked_rows import UnpackedRows
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK = 128
@@ -46,7 +47,7 @@ def open_onnx(
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session whose weights stay mapped, packed matrices unpacked for it.
 
-    BundleError if onnxruntime refuses the graph.
+    BundleError if onnxruntime refuses the graph, or it is not what the manifest says.
     """
     if threads is not None and threads < 1:
         raise InputError(f"The number of threads must be at least 1, not {threads}.")
@@ -60,13 +61,15 @@ def open_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     bundle.check_unchanged()
     try:
-        model, values = unpacked_model(bundle.path, name, bundle.read(name), options)
-        session = onnxruntime.InferenceSession(
-            model,
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=list(disabled_optimizers),
-        )
+        model, rows = unpacked_model(bundle.path, name, bundle.read(name), options)
+        with large_blocks_returned():
+            session = onnxruntime.InferenceSession(
+                model,
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=list(disabled_optimizers),
+            )
+        release_free_memory()  # what folding left over is a tenth of the weights
     except MemoryError:
         raise Failure(f"There is not enough memory to load {name}.") from None
     except BundleError:
@@ -77,35 +80,37 @@ def open_onnx(
             f"onnxruntime {onnxruntime.__version__} refuses {name} of the bundle {bundle.path} ({message})."
         ) from None
     bundle.check_unchanged()
-    # onnxruntime reads this memory without owning it.
-    session.edge_svd_unpacked = values
+    check_graph(session, bundle, name)
+    if rows is not None:
+        session.edge_svd_unpacked = rows  # must outlive the session
+        rows.give_back(session)
     return session
 
 
 def unpacked_model(
     folder: Path, name: str, graph: bytes, options: onnxruntime.SessionOptions
-) -> tuple[str | bytes, list[Any]]:
+) -> tuple[str | bytes, UnpackedRows | None]:
     """What to make a session of, with `options`, from the graph `name` of a bundle's folder, and what must outlive it.
 
     The path of the graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to.
     """
     path = folder / WEIGHTS_NAME
     if not path.stat().st_size:
-        return str(folder / name), []
+        return str(folder / name), None
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     graph, made = unpacked(graph, np.frombuffer(mapped, np.uint8), name)
     if not made:
-        return str(folder / name), []
-    values = []
-    for make in made.values():
-        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(make()))
+        return str(folder / name), None
+    rows, values = UnpackedRows(made), []
+    for key in made:
+        values.append(rows.make(key))
         if hasattr(mmap, "MADV_DONTNEED"):
             mapped.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
     release_free_memory()
     options.add_external_initializers(list(made), values)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    return graph, values
+    return graph, rows
 
 
 def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -189,7 +194,6 @@ class Session:
         self._session = open_onnx(
             bundle, MODEL_NAME, threads=threads, spinning=spinning, arena=arena, disabled_optimizers=disabled_optimizers
         )
-        check_graph(self._session, bundle, MODEL_NAME)
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._mask = np.ones((1, self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]

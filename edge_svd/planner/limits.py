@@ -16,7 +16,7 @@ from edge_svd.planner.targets import Setting, Targets
 Table = Sequence[Sequence[Candidate]]
 """Candidates by matrix."""
 
-FILE, MEMORY, TIME = "file", "memory", "time"
+FILE, MEMORY, LOADING, TIME = "file", "memory", "loading", "time"
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,16 @@ def limits_of(
     table: Table,
     file_costs: Callable[[], Sequence[Sequence[int]]],
 ) -> tuple[Limit, ...]:
-    """The limits that the targets set, in the order file, memory, time."""
+    """The limits that the targets set, in the order file, memory (of a full context, then of loading), time."""
     found = []
     if targets.file_bytes is not None:
         costs = tuple(tuple(own) for own in file_costs())
         found.append(Limit(FILE, targets.file_bytes, costs, lambda plan: plan.file_bytes))
     if targets.peak_rss_bytes is not None:
         costs = _costs(names, table, lambda name, c: setting.resident_bytes(name, c.format))
-        found.append(Limit(MEMORY, targets.peak_rss_bytes, costs, lambda plan: plan.peak_rss_bytes))
+        found.append(Limit(MEMORY, targets.peak_rss_bytes, costs, lambda plan: setting.running(plan.formats)))
+        costs = _costs(names, table, lambda name, c: setting.loading_bytes(name, c.format))
+        found.append(Limit(LOADING, targets.peak_rss_bytes, costs, lambda plan: setting.loading(plan.formats)))
     if targets.decode_tokens_per_s is not None:
         costs = _costs(names, table, lambda name, c: setting.nanoseconds(name, c.format))
         allowed = int(1e9 / targets.decode_tokens_per_s)

@@ -2,10 +2,14 @@
 
 What onnxruntime 1.32 holds (measured by benchmarks/resident_products.py and benchmarks/memory_model.py):
 
+There are two peaks, and the larger one counts: while the session is made, when the int8 rows that codes were unpacked
+into lie beside what onnxruntime makes of them; and at the end of a full context, when they have been given back
+(`runtime.unpacked_rows`).
+
 - MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
   packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
   from are given back, but for a table that a Gather reads too: an embedding stays mapped whole once a context has
-  touched it, since the kernel maps sixteen pages around every row.
+  touched it, since the kernel maps sixteen pages around every row. A table that was unpacked is anonymous instead.
 - The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
 - A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
   products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.
@@ -18,7 +22,7 @@ from dataclasses import dataclass
 
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
-from edge_svd.formats import SiteFormat, padded
+from edge_svd.formats import CODED, SiteFormat, padded
 from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
@@ -35,11 +39,7 @@ PACKED_GROUPS = {2: 4}
 QUANTISED = 1.5
 """Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
 
-UNPACKED = 1.6
-"""Bytes a weight of a trellis code beyond its packed copy: its int8 row, and what onnxruntime takes while it packs from
-memory instead of a file. From two plans of SmolLM2 (1.5 and 1.7)."""
-
-PARTS = ("process", "tokenizer", "embedding", "weights", "KV cache", "activations", "reserve")
+PARTS = ("process", "tokenizer", "embedding", "weights", "unpacking", "KV cache", "activations", "reserve")
 
 RESERVE = 0.01
 """Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
@@ -90,15 +90,13 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
 
 
 def unpacked_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
-    """Anonymous bytes of the int8 rows that a trellis code was turned into, which the runtime must hold beside the
-    packed copy; a table's are counted as its mapped rows are."""
-    return round(UNPACKED * shape[0] * padded(shape[1])) if fmt.kind == "trellis" else 0
+    """Anonymous bytes of the int8 rows that a code is turned into, held until onnxruntime has packed them."""
+    return shape[0] * padded(shape[1]) if fmt.kind in CODED else 0
 
 
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
     """Resident bytes of an m x n matrix's products: what the solver trades in."""
-    held = sum(product_bytes(p, costs) for p in calls(shape, fmt).products)
-    return round(held + unpacked_bytes(shape, fmt))
+    return round(sum(product_bytes(p, costs) for p in calls(shape, fmt).products))
 
 
 def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> int:
@@ -112,6 +110,8 @@ def table_bytes(
 ) -> int:
     """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
     stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
+    if fmt.kind in CODED:
+        return stored + (matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0)
     if architecture.tied_embeddings:
         return stored + matrix_bytes(shape, fmt, costs)
     return min(stored, load.context * FAULT_AROUND)
@@ -147,6 +147,31 @@ def peak_memory(
     architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
+    found = (phase(architecture, formats, costs, load) for phase in (running_memory, loading_memory))
+    return max(found, key=lambda memory: memory.total)
+
+
+def running_memory(
+    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+) -> Memory:
+    """Predicted resident bytes in a pass at the end of a full context."""
+    cache = cache_bytes(architecture, load.context, load.cache_item_bytes)
+    passing = activation_bytes(architecture, formats, load)
+    return _with_reserve(_held(architecture, formats, costs, load) | {"KV cache": cache, "activations": passing})
+
+
+def loading_memory(
+    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+) -> Memory:
+    """Predicted resident bytes when the session has just been made and nothing is given back yet."""
+    rows = sum(unpacked_bytes(site.shape, formats[site.name]) for site in sites_of(architecture) if not site.tied_to)
+    return _with_reserve(_held(architecture, formats, costs, load) | {"unpacking": rows})
+
+
+def _held(
+    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+) -> dict[str, int]:
+    """What stays from the loading to the end."""
     embedding = weights = 0.0
     patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):
@@ -155,7 +180,6 @@ def peak_memory(
         if site.name == EMBEDDING:
             embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load)
             continue
-        weights += unpacked_bytes(site.shape, formats[site.name])
         for product in calls(site.shape, formats[site.name]).products:
             weights += product_bytes(product, costs)
             if product.pattern:
@@ -163,12 +187,14 @@ def peak_memory(
                 patterns[key] = patterns.get(key, 0) + 1
     # The folded scales of a pattern are one constant for all products that have it.
     weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
-    parts = {
+    return {
         "process": costs.process_bytes + costs.session_bytes,
         "tokenizer": round(costs.tokenizer_ratio * load.tokenizer_bytes),
         "embedding": round(embedding),
         "weights": round(weights),
-        "KV cache": cache_bytes(architecture, load.context, load.cache_item_bytes),
-        "activations": activation_bytes(architecture, formats, load),
     }
-    return Memory({**parts, "reserve": round(RESERVE * sum(parts.values()))})
+
+
+def _with_reserve(parts: Mapping[str, int]) -> Memory:
+    every = {part: parts.get(part, 0) for part in PARTS}
+    return Memory(every | {"reserve": round(RESERVE * sum(every.values()))})

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edge_svd.errors import BudgetError
 from edge_svd.files import format_size
-from edge_svd.planner.limits import FILE, MEMORY
+from edge_svd.planner.limits import FILE, LOADING, MEMORY
 from edge_svd.planner.memory import Memory
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.speed import other_seconds
@@ -19,7 +19,11 @@ def out_of_reach(limit: str, plan: Plan, targets: Targets, setting: Setting, tog
     """The refusal for one limit; `plan` takes the least of it, `together` says that the others are met too."""
     if limit == FILE:
         return _size(plan, targets, together)
-    return _memory(plan, targets, setting, together) if limit == MEMORY else _speed(plan, targets, setting, together)
+    return (
+        _memory(plan, targets, setting, together)
+        if limit in (MEMORY, LOADING)
+        else _speed(plan, targets, setting, together)
+    )
 
 
 def _others(targets: Targets, own: str, together: bool) -> str:

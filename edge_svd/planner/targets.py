@@ -13,7 +13,16 @@ from edge_svd.devices import Profile
 from edge_svd.errors import InputError
 from edge_svd.files import format_size
 from edge_svd.formats import SiteFormat
-from edge_svd.planner.memory import Load, Memory, matrix_bytes, peak_memory, table_bytes
+from edge_svd.planner.memory import (
+    Load,
+    Memory,
+    loading_memory,
+    matrix_bytes,
+    peak_memory,
+    running_memory,
+    table_bytes,
+    unpacked_bytes,
+)
 from edge_svd.planner.speed import decode_seconds, matrix_seconds, multiplied
 
 SPEED_CONTEXT = 512
@@ -86,8 +95,20 @@ class Setting:
         item = self.load.cache_item_bytes
         return decode_seconds(self.architecture, formats, self.profile, self.speed_context, item)
 
+    def running(self, formats: Mapping[str, SiteFormat]) -> int:
+        """Predicted bytes at the end of a full context, one of the two peaks."""
+        return running_memory(self.architecture, formats, self.profile.memory, self.load).total
+
+    def loading(self, formats: Mapping[str, SiteFormat]) -> int:
+        """Predicted bytes at the other one."""
+        return loading_memory(self.architecture, formats, self.profile.memory, self.load).total
+
+    def loading_bytes(self, name: str, fmt: SiteFormat) -> int:
+        """What one matrix adds to the peak of loading."""
+        return self.resident_bytes(name, fmt) + unpacked_bytes(self.sites[name].shape, fmt)
+
     def resident_bytes(self, name: str, fmt: SiteFormat) -> int:
-        """What one matrix adds to the peak."""
+        """What one matrix adds to the peak of a full context."""
         site, costs = self.sites[name], self.profile.memory
         if name == EMBEDDING:
             return table_bytes(self.architecture, site.shape, fmt, costs, self.load)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edge_svd.errors import BudgetError
 from edge_svd.planner.draft import Draft
-from edge_svd.planner.limits import FILE, MEMORY, Limit, limits_of
+from edge_svd.planner.limits import FILE, LOADING, MEMORY, Limit, limits_of
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
 from edge_svd.planner.several import solve_several
@@ -22,7 +22,10 @@ def within_limits(draft: Draft) -> Plan:
     limits = limits_of(draft.targets, draft.setting, draft.names, draft.candidates, draft.file_costs)
     for limit in limits:
         _reachable(draft, limit)
-    plan = _best(draft, limits)
+    # Loading seldom takes more than a full context does, and every limit costs the solver time.
+    plan = _best(draft, [limit for limit in limits if limit.name != LOADING])
+    if plan is not None and any(limit.value(plan) > limit.target for limit in limits):
+        plan = _best(draft, limits)
     if plan is None:
         raise _contradiction(draft, limits)
     return plan

@@ -61,6 +61,41 @@ def test_a_graph_without_packed_matrices_stays_as_it_is(tmp_path: Path) -> None:
     assert unpacked(graph, data, "g") == (graph, {})
 
 
+def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, object]) -> None:
+    from edge_svd.runtime.bundle import open_bundle
+    from edge_svd.runtime.session import open_onnx
+
+    bundle, a = coded
+    expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
+    session = open_onnx(open_bundle(bundle), FILES[0], threads=1, spinning=False, arena=False)
+    rows = session.edge_svd_unpacked
+    assert len(rows.names) >= 15 and set(rows.dropped) == set(rows.names)
+    assert not any(rows.array(name).any() for name in rows.names)
+    given, _ = step(session, a, TOKENS, empty_cache(a))
+    np.testing.assert_array_equal(expected, given)
+
+
+def test_rows_are_restored_where_onnxruntime_still_reads_them(coded: tuple[Path, object]) -> None:
+    """Handed over as shared initializers, they are not copied: a Gather looks tokens up in our memory."""
+    from edge_svd.runtime.unpacked_rows import UnpackedRows
+
+    bundle, a = coded
+    expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
+    graph, made = unpacked(*files(bundle), FILES[0])
+    rows, options = UnpackedRows(made), ort.SessionOptions()
+    options.log_severity_level = 3
+    values = {name: rows.make(name) for name in made}
+    for name in made:
+        options.add_initializer(name, values[name])
+    options.add_external_initializers(list(made), list(values.values()))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(bundle))
+    session = ort.InferenceSession(graph, options)
+    rows.give_back(session)
+    assert not rows.dropped and all(rows.array(name).any() for name in rows.names)
+    given, _ = step(session, a, TOKENS, empty_cache(a))
+    np.testing.assert_array_equal(expected, given)
+
+
 def test_the_runtime_keeps_what_it_hands_over(tmp_path: Path) -> None:
     """onnxruntime must own the memory: nothing here holds it once the session is made."""
     import gc

@@ -17,7 +17,15 @@ from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
 from edge_svd.export.graph import CACHE
 from edge_svd.formats import KINDS, SiteFormat
-from edge_svd.planner.memory import Load, cache_bytes, matrix_bytes, peak_memory, product_bytes
+from edge_svd.planner.memory import (
+    Load,
+    cache_bytes,
+    loading_memory,
+    matrix_bytes,
+    peak_memory,
+    product_bytes,
+    running_memory,
+)
 from edge_svd.planner.products import PRODUCTS, Product, products
 from edge_svd.runtime.graph_products import graph_products
 
@@ -100,6 +108,26 @@ def test_longer_contexts_and_chunks_take_more(architecture: Architecture) -> Non
         for context, chunk in ((32, 8), (64, 8), (64, 32))
     ]
     assert totals == sorted(totals) and len(set(totals)) == 3
+
+
+def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -> None:
+    """A code's int8 rows lie beside the packed copy until the cache and the passes need the room."""
+    coded, plain = (chosen(architecture, fmt) for fmt in (SiteFormat("trellis", bits=4), SiteFormat("int8")))
+    load = Load(256, 8, 4, 50)
+    rows = sum(
+        site.shape[0] * site.shape[1]
+        for site in sites_of(architecture)
+        if not site.tied_to and site.type not in ("embedding", "lm_head")
+    )
+    loading = [loading_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
+    assert loading[0].parts["unpacking"] == rows and loading[1].parts["unpacking"] == 0
+    assert loading[0].parts["KV cache"] == loading[0].parts["activations"] == 0
+    running = [running_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
+    assert running[0] == running[1] and running[0].parts["unpacking"] == 0
+    for context in (8, 4096):
+        load = Load(context, 8, 4, 50)
+        both = [phase(architecture, coded, COSTS, load) for phase in (loading_memory, running_memory)]
+        assert peak_memory(architecture, coded, COSTS, load) == both[context > 8]
 
 
 def test_a_pattern_is_held_once(architecture: Architecture) -> None:

@@ -1,0 +1,87 @@
+"""Memory of matrices that were unpacked for onnxruntime, given back once the session is made.
+
+onnxruntime asks that what it is handed outlives the session, but it copies it, matrix by matrix, and keeps the copy or
+what its kernels pack of it. Whether that holds for the version and the kernels of this machine is tried out: the pages
+are dropped, and unless the logits of a few tokens stay the same to the last bit, everything is unpacked once more.
+"""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edge_svd.runtime.memory import release_free_memory
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+PROBE = (1, 2, 3, 4)
+"""Tokens whose logits are compared."""
+
+
+class UnpackedRows:
+    """Matrices by initializer name, each in pages of its own where pages can be dropped."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Bytes]]) -> None:
+        self._makers = dict(makers)
+        self._pages: dict[str, mmap.mmap] = {}
+        self._values: dict[str, onnxruntime.OrtValue] = {}
+        self._arrays: dict[str, Bytes] = {}
+        self.dropped: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that were made."""
+        return tuple(self._arrays)
+
+    def array(self, name: str) -> Bytes:
+        """The memory that onnxruntime was handed: zeros where it was given back."""
+        return self._arrays[name]
+
+    def make(self, name: str) -> onnxruntime.OrtValue:
+        """Unpack one of them."""
+        found = self._makers[name]()
+        if sys.platform == "linux" and found.size:
+            pages = mmap.mmap(-1, found.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._pages[name] = pages
+            own = np.frombuffer(pages, np.uint8).reshape(found.shape)
+            own[...] = found
+            found = own
+        self._arrays[name] = found
+        self._values[name] = onnxruntime.OrtValue.ortvalue_from_numpy(found)
+        return self._values[name]
+
+    def give_back(self, session: onnxruntime.InferenceSession) -> None:
+        """Drop the pages if `session` has no need of them: their names are `dropped` then."""
+        if not self._pages:
+            return
+        try:
+            before = _logits(session)
+        except Exception:  # what is wrong with the graph is said where it is used
+            return
+        for pages in self._pages.values():
+            pages.madvise(mmap.MADV_DONTNEED)  # private anonymous pages: gone, and zeros when read again
+        if np.array_equal(before, _logits(session)):
+            self.dropped = tuple(self._pages)
+        else:
+            for name in self._pages:
+                self._arrays[name][...] = self._makers[name]()
+        self._makers.clear()  # they hold views of the mapped file
+        release_free_memory()
+
+
+def _logits(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
+    """Behind the probing tokens and an empty cache."""
+    count = len(PROBE)
+    rows = {"input_ids": list(PROBE), "attention_mask": [1] * count, "position_ids": list(range(count))}
+    feeds: dict[str, np.ndarray[Any, Any]] = {}
+    for item in session.get_inputs():
+        if item.name in rows:
+            feeds[item.name] = np.array([rows[item.name]], np.int64)
+        else:
+            feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
+    return np.asarray(session.run(["logits"], feeds)[0])
