@@ -51,6 +51,10 @@ def kinds(seed: int = 0) -> dict[str, Callable[[Site], SiteFormat]]:
             SiteFormat("low-rank", rank(site, share), 16),
             SiteFormat("row-pivoted", rank(site, share)),
             SiteFormat("column-pivoted", rank(site, share)),
+            SiteFormat("low-rank", rank(site, share), k4=64),
+            SiteFormat("trellis", bits=int(rng.integers(1, 7)), block=int(rng.choice((0, 16, 64)))),
+            SiteFormat("blocks", bits=int(rng.choice((4, 8))), block=int(rng.choice((32, 64)))),
+            SiteFormat("corrected", 32, bits=4, block=64),
         ]
         return made[int(rng.integers(len(made)))]
 
@@ -62,7 +66,14 @@ def kinds(seed: int = 0) -> dict[str, Callable[[Site], SiteFormat]]:
         "low rank with 16 bits": lambda site: SiteFormat("low-rank", rank(site, 0.3), 16),
         "row-pivoted": lambda site: SiteFormat("row-pivoted", rank(site, 0.4)),
         "column-pivoted": lambda site: SiteFormat("column-pivoted", rank(site, 0.4)),
+        "low rank with 4 bits": lambda site: SiteFormat("low-rank", rank(site, 0.2), k4=64),
+        "trellis of 3 bits": lambda site: SiteFormat("trellis", bits=3),
+        "trellis, narrow blocks": lambda site: SiteFormat("trellis", bits=5, block=16),
+        "4-bit blocks": lambda site: SiteFormat("blocks", bits=4, block=64),
+        "8-bit blocks of 16": lambda site: SiteFormat("blocks", bits=8, block=16),
+        "corrected 4-bit blocks": lambda site: SiteFormat("corrected", 32, bits=4, block=64),
         "a mix": mixed,
+        "another mix": mixed,
     }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from edge_svd.allocate import allocation
-from edge_svd.errors import InputError
+from edge_svd.errors import BudgetError, InputError
 from edge_svd.formats import SiteFormat
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
@@ -20,6 +20,9 @@ from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits
 
 ROUNDS = 6
+FUNCTIONS_MATTER = 5_000_000
+"""A bundle below this size feels the kilobytes of a function that unpacks a code."""
+
 FILLED = 2e-3
 """Share of a target that may stay unused without a second look."""
 
@@ -45,13 +48,39 @@ def make_plan(
     """
     draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
     if not targets.resident:
-        return _within_size(draft)
+        return _smallest_graph(draft) if (targets.file_bytes or 0) < FUNCTIONS_MATTER else _within_size(draft)
     if allocation(survey.allocation).same_ratio:
         raise InputError(
             f"The allocation {survey.allocation} keeps one ratio in every matrix and can aim at a --size alone; "
             "choose another for --ram and --min-decode-tps."
         )
     return within_limits(draft)
+
+
+def _smallest_graph(draft: Draft) -> Plan:
+    """The best of three plans: from all formats, from those that call no functions of the graph, from blocks alone.
+
+    The solver takes what a kind of format adds to the graph for the same everywhere, and functions for free.
+    """
+    kept: tuple[Callable[[SiteFormat], bool], ...] = (
+        lambda fmt: True,
+        lambda fmt: _function(fmt) is None,
+        lambda fmt: fmt.kind == "blocks",
+    )
+    plans, refused = [], None
+    for keep in kept:
+        candidates = {
+            name: tuple(c for c in found if keep(c.format)) for name, found in draft.survey.candidates.items()
+        }
+        if all(candidates.values()):
+            try:
+                plans.append(_within_size(replace(draft, survey=replace(draft.survey, candidates=candidates))))
+            except BudgetError as error:
+                refused = refused if refused and refused.smallest <= error.smallest else error
+    if not plans:
+        assert refused is not None
+        raise refused
+    return min(plans, key=lambda plan: price(plan, draft.survey))
 
 
 def _within_size(draft: Draft) -> Plan:
