@@ -15,7 +15,17 @@ from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import measured_activations
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import SHARE, HeldOutKl, Perturbed, Probes, alone, ratio, replaced, together
+from edge_svd.planner.correction import (
+    SHARE,
+    THIN_SHARE,
+    HeldOutKl,
+    Perturbed,
+    Probes,
+    alone,
+    ratio,
+    replaced,
+    together,
+)
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
 from edge_svd.planner.views import embedding_roles
@@ -38,11 +48,11 @@ ROWS = 8192
 Activations = Mapping[str, Mapping[int, float]]
 """Site → inputs that share a scale → predicted loss of rounding its inputs, nats per token."""
 
-ROUNDINGS = ("factored", "coded", "one-bit")
+ROUNDINGS = ("factored", "thin", "coded", "one-bit")
 
 STEEP = ("q", "k", "qkv")
 """Types of matrices whose errors go through the softmax of the attention: those of one bit lose two to five times what
-those of two bits foretell."""
+those of two bits foretell, those of a few components twice what those of many do."""
 
 Corrections = Mapping[str, Mapping[str, float]]
 """Kind of rounding → site → factor."""
@@ -65,17 +75,24 @@ def price(context: SiteContext) -> Priced:
         probes: dict[str, Perturbed] = {}
         factored = [c for c in found if c.format.kind == "low-rank" and c.format.rank == c.format.k8]
         if factored:
-            dense = weight_bytes(context.site.shape, SiteFormat("int8"))
-            nearest = min(factored, key=lambda c: abs(c.bytes - SHARE * dense))
-            kept = context.components.order[: nearest.format.k8]
-            remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
-            probes["factored"] = nearest.loss, context.weight - remaining
+            probes["factored"] = _cut_off(context, factored, SHARE)
+            if context.site.type in STEEP:
+                probes["thin"] = _cut_off(context, factored, THIN_SHARE)
         for rounding, bits in (("coded", PROBED_BITS), ("one-bit", 1)):
             coded = next((c for c in found if c.format == SiteFormat("trellis", bits=bits)), None)
             steep = context.site.type in STEEP and not alone(context.site)
             if coded is not None and (bits > 1 or steep):
                 probes[rounding] = coded.loss, probe(context, bits)
         return Priced(found, probes, _activation_losses(context))
+
+
+def _cut_off(context: SiteContext, factored: Sequence[Candidate], share: float) -> Perturbed:
+    """Loss and error of the factors whose bytes are nearest to that share of the dense int8 matrix."""
+    dense = weight_bytes(context.site.shape, SiteFormat("int8"))
+    nearest = min(factored, key=lambda c: abs(c.bytes - share * dense))
+    kept = context.components.order[: nearest.format.k8]
+    remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
+    return nearest.loss, context.weight - remaining
 
 
 def price_alone(

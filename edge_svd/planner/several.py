@@ -2,8 +2,8 @@
 
 The linear relaxation (HiGHS) bounds the optimum from below and its prices give every candidate a reduced cost; at most
 as many groups as there are limits are split, and the best way to settle those gives a first whole solution. Candidates
-whose reduced cost exceeds the distance between the two cannot be part of a better one; the rest, usually a few dozen,
-goes to HiGHS's branch and bound.
+whose reduced cost exceeds the distance between the two cannot be part of a better one. Of the rest, the few dozen with
+the least go to HiGHS's branch and bound first, and more only while what they give is not proven good enough.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edge_svd.planner.solver import NODE_LIMIT, RELATIVE_GAP, Solution, silent_s
 MOST_SETTLED = 20_000
 """Ways of settling split groups that are tried one by one."""
 
-WIDE_SLACK = 0.02
-"""Share of the relaxed score within which candidates are kept where no whole solution is known yet."""
+CLOSENESS = (2e-4, 1e-3, 5e-3, 2e-2, np.inf)
+"""Shares of the relaxed score within which candidates are kept, tried in turn until the solution is proven good."""
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,28 @@ def solve_several(
         return None
     bound, reduced, shares = relaxed
     found = _settle(problem, limit, shares)
-    best = float(problem.score[found].sum()) if found is not None else None
-    slack = (best - bound) if best is not None else WIDE_SLACK * abs(bound)
-    slack = slack * (1 + 1e-9) + 1e-12 * (1 + abs(bound))
-    keep = reduced <= slack
-    if found is not None:
-        keep[found] = True
-    finished, dual = _finish(problem.taken(keep), limit)
-    if finished is None and best is None:
-        keep[:] = True
-        slack = np.inf
-        finished, dual = _finish(problem, limit)
-    if finished is not None:
-        finished = np.flatnonzero(keep)[finished]
-        if best is None or float(problem.score[finished].sum()) <= best:
-            found = finished
+    best = float(problem.score[found].sum()) if found is not None else np.inf
+    proven = bound
+    for share in CLOSENESS:
+        # Candidates that cost more than the incumbent's distance to the bound cannot be part of a better solution.
+        slack = min(share * abs(bound), best - bound) * (1 + 1e-9) + 1e-12 * (1 + abs(bound))
+        keep = reduced <= slack
+        if found is not None:
+            keep[found] = True
+        finished, dual = _finish(problem.taken(keep), limit)
+        if finished is not None:
+            finished = np.flatnonzero(keep)[finished]
+            if float(problem.score[finished].sum()) <= best:
+                found, best = finished, float(problem.score[finished].sum())
+        # A solution with a dropped candidate scores at least bound + slack.
+        proven = max(proven, min(dual, bound + slack))
+        if best - proven <= RELATIVE_GAP * abs(best) or slack > best - bound:
+            break
     if found is None:
         return None
     choice = problem.index[found[np.argsort(problem.group[found])]]
     score = sum(float(group[i]) for group, i in zip(scores, choice, strict=True))
     cost = sum(int(group[i]) for group, i in zip(costs[0], choice, strict=True))
-    # A solution with a dropped candidate scores at least bound + slack.
-    proven = max(bound, min(dual, bound + slack))
     return Solution(tuple(int(i) for i in choice), cost, score, min(proven, score))
 
 

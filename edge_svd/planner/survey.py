@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import ACTIVATION_BLOCKS, BLOCKED, CODED, SiteFormat, padded
 from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.correction import SHARE, THIN_SHARE
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.pricing import (
     FAMILIES,
@@ -26,7 +28,7 @@ from edge_svd.planner.pricing import (
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 15
+VERSION = 16
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ def survey(
     in_kl = allocation(allocation_name).in_kl
     prices = {
         site.name: _with_activations(
-            corrected(prices[site.name], site.name, corrections, in_kl), activations[site.name], in_kl, site.shape
+            corrected(prices[site.name], site.name, site.shape, corrections, in_kl),
+            activations[site.name],
+            in_kl,
+            site.shape,
         )
         for site in sites
     }
@@ -111,12 +116,24 @@ def survey(
     return Survey(sites, chosen, method, allocation_name, tuple(kinds))
 
 
-def corrected(found: Sequence[Candidate], name: str, corrections: Corrections, in_kl: bool) -> tuple[Candidate, ...]:
-    """Candidates at their corrected price; 8 and 16 bits lose little and keep their prediction."""
+def _between(thin: float, thick: float, share: float) -> float:
+    """The factor at a rank whose int8 factors have that share of the dense bytes, from those at the two measured ones:
+    straight between the logarithms, level outside."""
+    at = math.log(share / THIN_SHARE) / math.log(SHARE / THIN_SHARE)
+    at = min(max(at, 0.0), 1.0)
+    return float(thin ** (1 - at) * thick**at)
+
+
+def corrected(
+    found: Sequence[Candidate], name: str, shape: tuple[int, int], corrections: Corrections, in_kl: bool
+) -> tuple[Candidate, ...]:
+    """Candidates of an m x n matrix at their corrected price; 8 and 16 bits lose little and keep their prediction."""
 
     def priced(c: Candidate) -> Candidate:
         which = "factored" if c.format.factored else "coded" if c.format.kind in (*CODED, *BLOCKED) else ""
         share = corrections.get(which, {}).get(name, 1.0)
+        if c.format.factored and name in corrections.get("thin", {}):
+            share = _between(corrections["thin"][name], share, c.format.rank * sum(shape) / math.prod(shape))
         if c.format.kind == "trellis" and c.format.bits == 1:
             share = corrections.get("one-bit", {}).get(name, share)
         return Candidate(c.format, c.bytes, c.loss * share, c.score * (share if in_kl else 1.0))

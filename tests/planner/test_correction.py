@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from edge_svd.architectures import Site
 from edge_svd.formats import SiteFormat
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import LEAST_FACTOR, RANGE, factor, ratio, together
+from edge_svd.planner.correction import LEAST_FACTOR, RANGE, SHARE, THIN_SHARE, factor, ratio, together
 from edge_svd.planner.survey import corrected
+
+SHAPE = (1000, 1000)
+"""Factors of rank k have k / 500 of the dense int8 matrix's numbers."""
 
 
 def site(kind: str, layer: int) -> Site:
@@ -30,9 +35,21 @@ def test_one_bit_has_a_factor_of_its_own() -> None:
     formats = [SiteFormat("trellis", bits=1), SiteFormat("trellis", bits=2), SiteFormat("low-rank", k8=16)]
     found = [Candidate(fmt, 100, 1.0, 1.0) for fmt in (*formats, SiteFormat("int8"))]
     factors = {"coded": {"a": 2.0}, "factored": {"a": 3.0}, "one-bit": {"a": 5.0}}
-    assert [c.loss for c in corrected(found, "a", factors, in_kl=True)] == [5.0, 2.0, 3.0, 1.0]
-    assert [c.loss for c in corrected(found, "a", {"coded": {"a": 2.0}}, in_kl=True)] == [2.0, 2.0, 1.0, 1.0]
-    assert [c.score for c in corrected(found, "a", factors, in_kl=False)] == [1.0] * 4
+    assert [c.loss for c in corrected(found, "a", SHAPE, factors, in_kl=True)] == [5.0, 2.0, 3.0, 1.0]
+    assert [c.loss for c in corrected(found, "a", SHAPE, {"coded": {"a": 2.0}}, in_kl=True)] == [2.0, 2.0, 1.0, 1.0]
+    assert [c.score for c in corrected(found, "a", SHAPE, factors, in_kl=False)] == [1.0] * 4
+
+
+def test_few_components_have_a_factor_of_their_own() -> None:
+    factors = {"factored": {"a": 2.0}, "thin": {"a": 8.0}}
+    ranks = {rank: SiteFormat("low-rank", k8=rank) for rank in (16, 48, 144, 304, 400)}
+    found = [Candidate(fmt, 100, 1.0, 1.0) for fmt in ranks.values()]
+    made = [c.loss for c in corrected(found, "a", SHAPE, factors, in_kl=True)]
+    between = [8.0 * 0.25 ** (math.log(rank / 500 / THIN_SHARE) / math.log(SHARE / THIN_SHARE)) for rank in (144,)]
+    assert made == pytest.approx([8.0, 8.0, *between, 2.0, 2.0])
+    assert 2.0 < made[2] < 8.0
+    coded = [Candidate(SiteFormat("trellis", bits=2), 100, 1.0, 1.0)]
+    assert corrected(coded, "a", SHAPE, factors, in_kl=True)[0].loss == 1.0
 
 
 def test_factors_have_limits() -> None:
