@@ -41,7 +41,7 @@ PROOF_KL = 0.005
 PROOF_SHARE = 0.02
 """A model that truncation has moved far answers more to noise: this share of the plan's loss is allowed if more."""
 
-MEASURED_WINDOWS = 8
+MEASURED_WINDOWS = 6
 CALIBRATION, PLANNING = Calibration(), Planning()
 
 

@@ -66,7 +66,8 @@ def solve_several(
     proven = bound
     for share in CLOSENESS:
         # Candidates that cost more than the incumbent's distance to the bound cannot be part of a better solution.
-        slack = min(share * abs(bound), best - bound) * (1 + 1e-9) + 1e-12 * (1 + abs(bound))
+        near = share * abs(bound) if share < np.inf else np.inf
+        slack = min(near, best - bound) * (1 + 1e-9) + 1e-12 * (1 + abs(bound))
         keep = reduced <= slack
         if found is not None:
             keep[found] = True
