@@ -21,9 +21,9 @@ from edge_svd.errors import Failure
 from edge_svd.formats import INT8_LIMIT
 from edge_svd.runtime.memory import release_free_memory
 
-WINDOWS, TOKEN_WINDOWS, FEW_WINDOWS, ALONE_WINDOWS = 6, 4, 3, 2
-"""Held-out windows of a measurement; of the shares of single matrices in it; of one whose loss is large against its
-noise; and of one of a single matrix, which is in fp32, because what bfloat16 adds would drown it."""
+WINDOWS, FEW_WINDOWS, ALONE_WINDOWS = 6, 3, 2
+"""Held-out windows of a measurement; of one whose loss is large against its noise; and of one of a single matrix, which
+is in fp32, because what bfloat16 adds would drown it."""
 
 BATCH = 3
 POSITIONS_EVERY = 4
@@ -117,7 +117,7 @@ def token_losses(
             sums[site.name][number] += 0.5 * float(pulls.square().sum(dtype=torch.float64))
 
     embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
-    chosen = windows[:TOKEN_WINDOWS]
+    chosen = windows[:WINDOWS]
     for number, ids in enumerate(chosen):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         with watching(model, sites, seen):
