@@ -169,8 +169,8 @@ def coded_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Tensor
     if fmt.kind == "blocks":
         return _block_parts(rounded_blocks(context, fmt), fmt)
     if fmt.kind == "corrected":
-        made, (b, a, scale) = corrected.rounded(context, fmt)
-        return {**_block_parts(made, fmt), "b8": b, "a8": _pad(a), "t8": scale}
+        blocked, (b, a, factor_scale) = corrected.rounded(context, fmt)
+        return {**_block_parts(blocked, fmt), "b8": b, "a8": _pad(a), "t8": factor_scale}
     if fmt.kind == "trellis":
         made = round_trellis(context.weight, context.inputs, context.outputs, fmt.bits)
         return {**_planes(made), "s8": made.scale, "order": torch.argsort(made.order).to(torch.uint16)}
@@ -247,7 +247,9 @@ def low_rank_parts(context: SiteContext, fmt: SiteFormat) -> dict[str, torch.Ten
     return parts
 
 
-def rounded_components(context: SiteContext, fmt: SiteFormat) -> dict[int, tuple[torch.Tensor, ...]]:
+def rounded_components(
+    context: SiteContext, fmt: SiteFormat
+) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Bits → B [m, k], padded A [k, n] and scale [k]; what rounding would cost most has most bits."""
     table, rank = context.components, fmt.rank
     by_cost = torch.argsort(table.gain[:rank], descending=True, stable=True)
