@@ -1,6 +1,7 @@
 """Does the predicted peak come true? Plans of different kinds, three contexts, `bench` in fresh processes.
 
     python benchmarks/memory_model.py MODEL [PLAN.json ...] [--device this-machine] [--contexts 256,2048,8192]
+        [--only KIND …]
 
 Every plan is built with random numbers in place of weights (memory does not depend on them): uniform and random plans
 of every kind of format, and the plan files given. Prints predicted and measured peaks and writes
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--device", default=DEFAULT)
     parser.add_argument("--contexts", default="256,2048,8192")
     parser.add_argument("--chunk", type=int, default=128)
+    parser.add_argument("--only", action="append", help="kinds of plans by name, instead of all")
     options = parser.parse_args()
     opened = open_model(options.model)
     contexts = [int(text) for text in options.contexts.split(",")]
@@ -92,6 +94,7 @@ def main() -> None:
         name: {site.name: SiteFormat("int8") if site.type in ("embedding", "lm_head") else make(site) for site in sites}
         for name, make in kinds().items()
     }
+    chosen = {name: formats for name, formats in chosen.items() if not options.only or name in options.only}
     chosen |= {path.stem: Plan.read(path).formats for path in options.plans}
     rows = []
     for name, formats in chosen.items():
