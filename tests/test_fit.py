@@ -17,7 +17,8 @@ import pytest
 from tiny_folder import tiny_folder
 
 from edge_svd.errors import BudgetError, Failure, InputError
-from edge_svd.fit import FitResult, fit
+from edge_svd.fit import FitResult, allowed_kl, fit
+from edge_svd.formats import SiteFormat
 from edge_svd.loading import load
 from edge_svd.models import open_model
 from edge_svd.planner.plan import Plan
@@ -73,6 +74,18 @@ def test_bundle_is_what_was_promised(fitted: FitResult) -> None:
     pieces = "".join(run(fitted.bundle, "The river near the", max_new_tokens=12))
     assert pieces
     assert json.loads(open_bundle(fitted.bundle).manifest.to_bytes())["plan"] == fitted.plan.to_json()
+
+
+def test_wide_blocks_allow_more_rounding_of_activations(fitted: FitResult, tiny_model: Path) -> None:
+    sites = open_model(str(tiny_model)).sites
+    found = {}
+    for block in (16, 64):
+        fmt = SiteFormat("blocks", bits=8, block=block)
+        chosen = {name: replace(choice, format=fmt) for name, choice in fitted.plan.sites.items()}
+        found[block] = allowed_kl(replace(fitted.plan, sites=chosen, kl=0.01), sites)
+    assert found[16] == pytest.approx(0.005)
+    assert 0.005 < found[64] <= 0.010
+    assert allowed_kl(replace(fitted.plan, kl=2.0), sites) == 0.04
 
 
 def test_same_inputs_give_the_same_bytes(
