@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from edge_svd.compress import low_rank_parts, rounded_blocks, rounded_table
+from edge_svd.compress import rounded_blocks, rounded_components, rounded_table
 from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import canonical_json
@@ -38,6 +38,7 @@ from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.views import context_of
+from edge_svd.quantize.corrected import product
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 from edge_svd.quantize.trellis import round_trellis
 from edge_svd.report.machine import describe, today
@@ -117,10 +118,7 @@ def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
     if fmt.kind in PIVOTED:
         return rounded(context, fmt).matrix()
     if fmt.kind == "low-rank":
-        parts = low_rank_parts(context, fmt)
-        pairs = [bits for bits in (8, 16) if f"b{bits}" in parts]
-        scaled = [(parts[f"b{bits}"].float() * parts[f"s{bits}"].float()) @ parts[f"a{bits}"].float() for bits in pairs]
-        return torch.stack(scaled).sum(0)[:, :n]
+        return torch.stack([product(factors) for factors in rounded_components(context, fmt).values()]).sum(0)[:, :n]
     if fmt.kind == "blocks":
         return rounded_blocks(context, fmt).matrix()
     if fmt.kind == "trellis":

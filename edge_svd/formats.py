@@ -29,6 +29,7 @@ from edge_svd.errors import InputError
 ALIGNMENT = 16
 """Input widths and ranks are stored in multiples of this, the smallest block of onnxruntime's MatMulNBits kernel."""
 
+INT4_LIMIT = 7
 INT8_LIMIT = 127
 INT16_LIMIT = 127 * 256
 """Largest magnitude of a 16-bit weight, so that its high plane stays within ±127."""

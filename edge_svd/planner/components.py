@@ -10,9 +10,9 @@ import torch
 from edge_svd.allocate import Strategy
 from edge_svd.allocate.strategy import HasGradient
 from edge_svd.decompose import Factorization
-from edge_svd.formats import INT8_LIMIT
 from edge_svd.planner.activations import handover_loss
-from edge_svd.quantize.components import LOW_LIMIT, round_components
+from edge_svd.quantize.components import round_components
+from edge_svd.quantize.rows import LIMITS
 
 
 class Decomposed(HasGradient, Protocol):
@@ -103,7 +103,7 @@ def _rounding_loss(
     The error is taken as (b − b̂) a + b̂ (a − â), so that nothing cancels.
     """
     b_q, a_q, scale = round_components(b, a, bits)
-    column = b.abs().amax(0) / (INT8_LIMIT if bits == 8 else LOW_LIMIT)
+    column = b.abs().amax(0) / LIMITS[bits]
     column = torch.where(column > 0, column, torch.ones_like(column))
     b_hat, a_hat = b_q.float() * column, a_q.float() * (scale.float() / column)[:, None]
     db, da = b - b_hat, a - a_hat

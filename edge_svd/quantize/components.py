@@ -12,11 +12,8 @@ from edge_svd.errors import Failure
 from edge_svd.quantize.blocks import pack_blocks, unpack_blocks
 from edge_svd.quantize.rows import LIMITS, bfloat16_at_least
 
-LOW_LIMIT = 7
-"""Largest magnitude of a 4-bit number."""
-
 LOW_MIDDLE = 8
-"""What is added to it in the file."""
+"""What is added to a 4-bit number in the file."""
 
 
 def round_components(b: torch.Tensor, a: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -31,7 +28,7 @@ def round_components(b: torch.Tensor, a: torch.Tensor, bits: int) -> tuple[torch
     """
     if not (torch.isfinite(b).all() and torch.isfinite(a).all()):
         raise Failure("Cannot round factors that hold NaN or Inf.")
-    limit = LOW_LIMIT if bits == 4 else LIMITS[bits]
+    limit = LIMITS[bits]
     dtype = torch.int16 if bits == 16 else torch.int8
     column = b.abs().amax(dim=0) / limit
     column = torch.where(column > 0, column, torch.ones_like(column))
@@ -43,7 +40,7 @@ def round_components(b: torch.Tensor, a: torch.Tensor, bits: int) -> tuple[torch
 
 
 def to_low(values: torch.Tensor) -> torch.Tensor:
-    """int8 [m, n] of at most LOW_LIMIT → uint8 [m, n / 2], two to a byte."""
+    """int8 [m, n] of at most INT4_LIMIT → uint8 [m, n / 2], two to a byte."""
     return pack_blocks((values + LOW_MIDDLE).to(torch.uint8), 4)
 
 

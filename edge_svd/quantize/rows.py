@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from edge_svd.errors import Failure
-from edge_svd.formats import INT8_LIMIT, INT16_LIMIT
+from edge_svd.formats import INT4_LIMIT, INT8_LIMIT, INT16_LIMIT
 
-LIMITS = {8: INT8_LIMIT, 16: INT16_LIMIT}
+LIMITS = {4: INT4_LIMIT, 8: INT8_LIMIT, 16: INT16_LIMIT}
 
 
 def bfloat16_at_least(x: torch.Tensor) -> torch.Tensor:
