@@ -21,12 +21,14 @@ from edge_svd.errors import Failure
 from edge_svd.formats import INT8_LIMIT
 from edge_svd.runtime.memory import release_free_memory
 
-WINDOWS, FEW_WINDOWS, ALONE_WINDOWS = 6, 3, 2
-"""Held-out windows of a measurement; of one whose loss is large against its noise; and of one of a single matrix, which
-is in fp32, because what bfloat16 adds would drown it."""
+WINDOWS, FEW_WINDOWS, HALF_WINDOWS = 6, 3, 4
+"""Held-out windows of a measurement; of one whose loss is large against its noise, and of what single matrices of a
+type have of its loss; and half windows of one of a single matrix, which is in fp32, because what bfloat16 adds would
+drown it: more of them, because windows differ more than their halves do."""
 
 BATCH = 3
 POSITIONS_EVERY = 4
+"""Not the first: it is unlike all others, and would count that many times."""
 SHARE, THIN_SHARE = 0.6, 0.12
 """The perturbation keeps the rank whose bytes are nearest to this share of the dense int8 matrix; few components are
 perturbed on their own where errors are steep."""
@@ -35,9 +37,10 @@ RANGE = (0.5, 30.0)
 LEAST_FACTOR = 0.05
 """A table's prediction counts tokens that the held-out windows lack; measured on those, its loss may be far smaller."""
 
-ALONE = ("q", "k", "v", "qkv")
+ALONE = ("q", "k", "v", "qkv", "o")
 """Types of matrices that are measured alone in the first layer: they read nothing but the token there, so that the
-errors of all its occurrences agree, and the loss is not what the sum over positions says: for keys fifty times it."""
+errors of all its occurrences agree, and the loss is not what the sum over positions says: for keys fifty times it, for
+what attention mixes from the tokens a third."""
 
 Perturbed = tuple[float, torch.Tensor]
 """Predicted loss of an error, nats per token, and the error [m, n]: fp32."""
@@ -59,7 +62,7 @@ class HeldOutKl:
             with torch.inference_mode():
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
                     hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
-                for states in hidden[:, ::POSITIONS_EVERY].float():
+                for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
                     yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
 
     def measure(self, windows: int = WINDOWS) -> float:
@@ -117,7 +120,7 @@ def token_losses(
             sums[site.name][number] += 0.5 * float(pulls.square().sum(dtype=torch.float64))
 
     embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
-    chosen = windows[:WINDOWS]
+    chosen = windows[:FEW_WINDOWS]
     for number, ids in enumerate(chosen):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
         with watching(model, sites, seen):
@@ -158,12 +161,13 @@ class Probes:
     def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, precision: str) -> None:
         self.model, self.architecture, self.windows, self.precision = model, architecture, windows, precision
         self.kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
-        self.alone = HeldOutKl(model, windows[:ALONE_WINDOWS], architecture.logit_softcap)
+        half = windows[:HALF_WINDOWS, : windows.shape[1] // 2]
+        self.alone = HeldOutKl(model, half, architecture.logit_softcap)
         self.predicted: dict[tuple[str, str], float] = {}
         self.errors: dict[tuple[str, str], _Narrow] = {}
         self.measured: list[tuple[str, list[str], float]] = []
 
-    def measure(self, rounding: str, perturbed: dict[str, Perturbed]) -> None:
+    def measure(self, rounding: str, perturbed: dict[str, Perturbed], windows: int = WINDOWS) -> None:
         """Measure matrices perturbed together, by one kind of rounding; `perturbed` is used up: its errors become the
         perturbed weights, which saves a copy of a type's matrices."""
         names, weights = list(perturbed), {}
@@ -175,7 +179,7 @@ class Probes:
             weights[name] = error.neg_().add_(self.model.get_submodule(name).weight.detach())
         if weights:
             with replaced(self.model, weights):
-                loss = (self.kl if len(weights) > 1 else self.alone).measure()
+                loss = self.kl.measure(windows) if len(weights) > 1 else self.alone.measure()
             self.measured.append((rounding, names, loss))
 
     def factors(self) -> dict[str, dict[str, float]]:

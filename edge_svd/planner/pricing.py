@@ -16,8 +16,10 @@ from edge_svd.planner.activation_probe import measured_activations
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import (
+    FEW_WINDOWS,
     SHARE,
     THIN_SHARE,
+    WINDOWS,
     HeldOutKl,
     Perturbed,
     Probes,
@@ -28,7 +30,10 @@ from edge_svd.planner.correction import (
 )
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
+from edge_svd.planner.loss import quadratic
 from edge_svd.planner.views import embedding_roles
+from edge_svd.quantize.components import round_components
+from edge_svd.quantize.corrected import product
 from edge_svd.quantize.table import row_noise, sampled_table_error
 from edge_svd.runtime.memory import release_free_memory
 
@@ -48,11 +53,15 @@ ROWS = 8192
 Activations = Mapping[str, Mapping[int, float]]
 """Site → inputs that share a scale → predicted loss of rounding its inputs, nats per token."""
 
-ROUNDINGS = ("factored", "thin", "coded", "one-bit")
+ROUNDINGS = {"factored": WINDOWS, "thin": FEW_WINDOWS, "coded": WINDOWS, "one-bit": FEW_WINDOWS}
+"""Kinds of rounding, and the windows that their losses are measured on."""
 
 STEEP = ("q", "k", "qkv")
 """Types of matrices whose errors go through the softmax of the attention: those of one bit lose two to five times what
 those of two bits foretell, those of a few components twice what those of many do."""
+
+FEW_MATTER = (*STEEP, "o")
+"""Types whose few components are measured apart from many."""
 
 Corrections = Mapping[str, Mapping[str, float]]
 """Kind of rounding → site → factor."""
@@ -76,7 +85,7 @@ def price(context: SiteContext) -> Priced:
         factored = [c for c in found if c.format.kind == "low-rank" and c.format.rank == c.format.k8]
         if factored:
             probes["factored"] = _cut_off(context, factored, SHARE)
-            if context.site.type in STEEP:
+            if context.site.type in FEW_MATTER:
                 probes["thin"] = _cut_off(context, factored, THIN_SHARE)
         for rounding, bits in (("coded", PROBED_BITS), ("one-bit", 1)):
             coded = next((c for c in found if c.format == SiteFormat("trellis", bits=bits)), None)
@@ -87,12 +96,13 @@ def price(context: SiteContext) -> Priced:
 
 
 def _cut_off(context: SiteContext, factored: Sequence[Candidate], share: float) -> Perturbed:
-    """Loss and error of the factors whose bytes are nearest to that share of the dense int8 matrix."""
+    """Loss in the metric and error of the int8 factors whose bytes are nearest to that share of the dense matrix's."""
     dense = weight_bytes(context.site.shape, SiteFormat("int8"))
     nearest = min(factored, key=lambda c: abs(c.bytes - share * dense))
     kept = context.components.order[: nearest.format.k8]
-    remaining = (context.factorization.b[:, kept] @ context.factorization.a[kept]).float()
-    return nearest.loss, context.weight - remaining
+    f = context.factorization
+    error = context.weight - product(round_components(f.b[:, kept], f.a[kept], 8))
+    return quadratic(error, context.c_in, context.c_out), error
 
 
 def price_alone(
@@ -149,7 +159,8 @@ def price_all(
                 perturbed[rounding][site.name] = error
         for group in together(members):
             for rounding, errors in perturbed.items():
-                probes.measure(rounding, {site.name: errors.pop(site.name) for site in group if site.name in errors})
+                own = {site.name: errors.pop(site.name) for site in group if site.name in errors}
+                probes.measure(rounding, own, ROUNDINGS[rounding])
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
     tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary}

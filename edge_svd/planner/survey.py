@@ -28,7 +28,7 @@ from edge_svd.planner.pricing import (
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 16
+VERSION = 17
 
 
 @dataclass(frozen=True)

@@ -114,11 +114,27 @@ def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None,
     return Blocked(torch.from_numpy(made), grid)
 
 
-def predicted_loss(w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, fmt: SiteFormat) -> float:
-    """½ Σ row_i d_j η_ij² of such a rounding, η the error of rounding to nearest; rows [m] weigh the outputs."""
+def expected_errors(w: torch.Tensor, inputs: InputFactor, fmt: SiteFormat, out_gain: float) -> torch.Tensor:
+    """η [m, n] as such a rounding makes them, without rounding with feedback.
+
+    What the feedback adds to the weights is taken as random, of the size that errors of rounding to nearest give it:
+    grids made for the weights alone clip some of it. `out_gain`: the gain of the metric of the outputs.
+    """
     weight = inputs.column_weight(w.shape[1])
-    error = nearest(w, choose_grid(w, weight, fmt)).matrix() - w
-    return 0.5 * float(rows @ (error.double().square() @ weight))
+    grid = choose_grid(w, weight, fmt)
+    nearby = nearest(w, grid).matrix() - w
+    power = nearby.square() @ (weight / weight.sum().clamp_min(1e-300)).float()
+    added = (max(inputs.factor.gain * out_gain - 1, 0.0) * power).sqrt()
+    targets = w + added[:, None] * torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
+    return nearest(targets, grid).matrix() - targets
+
+
+def predicted_loss(
+    w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, fmt: SiteFormat, out_gain: float = 1.0
+) -> float:
+    """½ Σ row_i d_j η_ij² of such a rounding; rows [m] weigh the outputs."""
+    errors = expected_errors(w, inputs, fmt, out_gain)
+    return 0.5 * float(rows @ (errors.double().square() @ inputs.column_weight(w.shape[1])))
 
 
 def pack_blocks(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from edge_svd.formats import SiteFormat
-from edge_svd.quantize.blocks import Blocked, choose_grid, nearest, round_blocks
+from edge_svd.quantize.blocks import Blocked, expected_errors, round_blocks
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.feedback import UnitFactor
 from edge_svd.quantize.trellis import InputFactor
@@ -58,14 +58,16 @@ def base_of(fmt: SiteFormat) -> SiteFormat:
     return replace(fmt, kind="blocks", k8=0)
 
 
-def remaining_shares(w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, base: SiteFormat) -> torch.Tensor:
+def remaining_shares(
+    w: torch.Tensor, inputs: InputFactor, rows: torch.Tensor, base: SiteFormat, out_gain: float
+) -> torch.Tensor:
     """[min(m, n) + 1] float64: the predicted loss of blocks `base` that is left behind a correction of each rank.
 
-    Feedback makes errors η as even as those of rounding to nearest, which cost ½ row_i d_j η_ij² each: what k
-    components leave are the singular values behind the k largest. rows [m] weigh the outputs.
+    Feedback makes errors η that are nearly independent and cost ½ row_i d_j η_ij² each: what k components leave are the
+    singular values behind the k largest. rows [m] weigh the outputs.
     """
     weight = inputs.column_weight(w.shape[1])
-    error = nearest(w, choose_grid(w, weight, base)).matrix() - w
+    error = expected_errors(w, inputs, base, out_gain)
     scaled = error * (rows.sqrt()[:, None] * weight.sqrt()).float()
     gram = scaled @ scaled.T if len(scaled) <= scaled.shape[1] else scaled.T @ scaled
     energy = torch.linalg.eigvalsh(gram.double()).clamp_min(0)  # rising: k components take the last k

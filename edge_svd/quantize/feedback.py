@@ -8,6 +8,7 @@ chosen to make its η pure rounding error. With C_out = 1 that is GPTQ (Frantar 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -32,6 +33,11 @@ class UnitFactor:
     weight: torch.Tensor
     plain: torch.Tensor
     reach: torch.Tensor
+
+    @cached_property
+    def gain(self) -> float:
+        """Variance of an error over that of the η it is made of, weighted by what an η costs."""
+        return float(self.reach.double().sum(1) @ self.plain / self.plain.sum().clamp_min(1e-300))
 
     def spread(self, metric: torch.Tensor) -> torch.Tensor:
         """[n] float64: what independent errors η_j cost each in another metric [n, n]."""

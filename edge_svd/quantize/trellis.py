@@ -8,7 +8,6 @@ columns b, b + w, b + 2w … of that plane from its low bits up, w being the pla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -32,6 +31,10 @@ NOISE = {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.98, 5: 0.93, 6: 0.85}
 
 PUSHES = 2
 """How often the push of the feedback on the feedback's own targets is followed."""
+
+COSTLY, FITTINGS = 0.01, 3
+"""A weight with this share of its matrix's loss is an outlier at an input of massive size, out where levels are few.
+The matrix is rounded again, so many times at most, on scales that put the level which it got where it should be."""
 
 WIDENINGS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.5, 8.0)
 
@@ -58,12 +61,6 @@ class InputFactor:
             c_in = wide
         order = by_importance(c_in)
         return cls(order, unit_factor(c_in[order][:, order]))
-
-    @cached_property
-    def gain(self) -> float:
-        """Variance of an error over that of the η it is made of, columns weighted by what an η there costs."""
-        cost = self.factor.plain
-        return float(self.factor.reach.double().sum(1) @ cost / cost.sum().clamp_min(1e-300))
 
     def column_weight(self, n: int) -> torch.Tensor:
         """What an η in each of the n columns costs, float64 [n], columns in their own places."""
@@ -103,7 +100,7 @@ def target_power(
     power = own
     for _ in range(PUSHES):
         across = power if reach is None else reach @ power
-        power = own + (code.noise * (inputs.gain * across - power)).clamp_min(0)
+        power = own + (code.noise * (inputs.factor.gain * across - power)).clamp_min(0)
     return power
 
 
@@ -145,6 +142,62 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
         raise Failure("Cannot round a matrix that holds NaN or Inf.")
     code = trellis_code(bits)
     scale, _ = row_scale(w, inputs, c_out, code)
+    made = _encoded(w, inputs, c_out, code, scale)
+    if not isinstance(c_out, UnitFactor):
+        return made
+    lost, most = _lost(w, made, inputs, c_out), len(w)
+    for _ in range(FITTINGS):
+        fitted = _fitted(w, made, lost, inputs, c_out, most)
+        if torch.equal(fitted, made.scale):
+            break
+        again = _encoded(w, inputs, c_out, code, fitted)
+        less = _lost(w, again, inputs, c_out)
+        if float(less.sum()) < float(lost.sum()):
+            made, lost = again, less
+        else:
+            # Rows meet through the feedback: the costliest alone may still gain.
+            most = 1
+    return made
+
+
+def _fitted(
+    w: torch.Tensor, made: Trellis, lost: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, most: int
+) -> torch.Tensor:
+    """The scales bfloat16 [m] of a rounding, those of the `most` rows with the costliest outliers changed so that the
+    outlier's level is right."""
+    worst, at = lost.max(1)
+    rows = torch.nonzero(worst > COSTLY * float(lost.sum()))[:, 0]
+    got = made.matrix()[rows, at[rows]]
+    share = 1 + _feedback_errors(w, made, inputs, c_out)[rows, at[rows]] / got
+    # The row's other weights lose as the scale grows.
+    gain = torch.where(share.isfinite(), worst[rows] - (share.square() - 1) * (lost[rows].sum(1) - worst[rows]), 0)
+    useful = (share > 0.5) & (gain > 0)
+    rows, share, gain = rows[useful], share[useful], gain[useful]
+    chosen = torch.argsort(gain, descending=True, stable=True)[:most]
+    scale = made.scale.clone()
+    scale[rows[chosen]] = (scale[rows[chosen]].float() * share[chosen]).to(scale.dtype)
+    return scale
+
+
+def _feedback_errors(w: torch.Tensor, made: Trellis, inputs: InputFactor, c_out: UnitFactor) -> torch.Tensor:
+    """η = Bᵀ E A of a rounding, fp32 [m, padded n], columns in their own places: what each weight with its feedback was
+    rounded by."""
+    error = torch.nn.functional.pad(w.float(), (0, len(inputs.order) - w.shape[1])) - made.matrix()
+    own = torch.empty_like(error)
+    own[:, inputs.order] = c_out.upper.T @ error[:, inputs.order] @ inputs.factor.upper
+    return own
+
+
+def _lost(w: torch.Tensor, made: Trellis, inputs: InputFactor, c_out: UnitFactor) -> torch.Tensor:
+    """What every η costs, float64 [m, padded n]: their sum is twice the loss."""
+    errors = _feedback_errors(w, made, inputs, c_out).double()
+    return c_out.plain[:, None] * errors.square() * inputs.column_weight(len(inputs.order))
+
+
+def _encoded(
+    w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torch.Tensor, code: TrellisCode, scale: torch.Tensor
+) -> Trellis:
+    """W [m, n] in a code on the scales [m] of its rows, with error feedback."""
     if isinstance(c_out, UnitFactor):
         below, weight = c_out.upper.T.contiguous().numpy(), c_out.weight
     else:
@@ -152,7 +205,7 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
     right = inputs.factor.upper.T.contiguous().numpy()
     columns = inputs.factor.weight.float().numpy()
     rows = (weight / weight.mean().clamp_min(1e-30)).float().numpy()
-    encode = encoder(bits, code.window)
+    encode = encoder(code.bits, code.window)
     levels = code.levels.astype(np.float32)
     w = torch.nn.functional.pad(w, (0, len(inputs.order) - w.shape[1]))
     symbols = np.empty(tuple(w.shape), np.uint8)

@@ -20,14 +20,14 @@ def site(kind: str, layer: int) -> Site:
     return Site(f"model.layers.{layer}.{kind}", kind, layer, (16, 16), "", "", False)
 
 
-@pytest.mark.parametrize("kind", ["q", "k", "v", "qkv"])
+@pytest.mark.parametrize("kind", ["q", "k", "v", "qkv", "o"])
 def test_what_reads_the_token_alone_is_measured_alone(kind: str) -> None:
     sites = [site(kind, layer) for layer in range(3)]
     assert together(sites) == [sites[:1], sites[1:]]
 
 
 def test_the_others_of_a_type_are_measured_together() -> None:
-    sites = [site("o", layer) for layer in range(3)]
+    sites = [site("down", layer) for layer in range(3)]
     assert together(sites) == [sites]
 
 

@@ -101,6 +101,25 @@ def test_loss_is_as_predicted(bits: int) -> None:
     assert loss == pytest.approx(sampled, rel=0.5 if bits == 1 else 0.2)
 
 
+@pytest.mark.parametrize("bits", TRELLIS_BITS)
+def test_an_outlier_at_a_massive_input_gets_its_level(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of thirty times the others' size meets an input of thirty times theirs: out there the levels are far
+    apart, and that one error is most of the loss unless the row's scale is made for it."""
+    m, n = 96, 160
+    w, c_in, c_out = weights(m, n), metric(n, 1), metric(m, 2)
+    w[17, 40] = 30 * w[17].abs().mean()
+    c_in[40] *= 30
+    c_in[:, 40] *= 30
+    inputs, outputs = InputFactor.of(c_in), unit_factor(c_out)
+
+    def loss() -> float:
+        return quadratic(w - round_trellis(w, inputs, outputs, bits).matrix(), c_in, c_out)
+
+    fitted = loss()
+    monkeypatch.setattr(trellis, "FITTINGS", 0)
+    assert fitted < (0.8 if bits > 2 else 1.0) * loss()
+
+
 @pytest.mark.parametrize("bits", [1, 2])
 def test_scales_expect_what_the_feedback_adds(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steep metrics and uneven rows: scales made for the weights alone clip, and the feedback passes that on."""

@@ -24,8 +24,10 @@ def blocks(bits: int, context: SiteContext) -> list[Candidate]:
     if context.roles:
         metric = table_metric(context, columns=False)
         inputs, rows, most = metric.inputs, metric.weight / metric.inputs.factor.plain.sum(), SAMPLED_TOKENS
+        out_gain = 1.0
     else:
         inputs, rows, most = context.inputs, context.outputs.plain, SAMPLED_ROWS
+        out_gain = context.outputs.gain
     step = max(1, shape[0] // most)
     # What rows weigh together is exact; only how well they round is taken from the sample.
     share = float(rows.sum()) / max(float(rows[::step].sum()), 1e-300)
@@ -35,7 +37,7 @@ def blocks(bits: int, context: SiteContext) -> list[Candidate]:
             fmt = SiteFormat("blocks", bits=bits, block=block, zero=zero)
             if fmt.fits(shape):
                 with torch.no_grad():
-                    loss = share * predicted_loss(context.weight[::step], inputs, rows[::step], fmt)
+                    loss = share * predicted_loss(context.weight[::step], inputs, rows[::step], fmt, out_gain)
                 found.append(Candidate(fmt, weight_bytes(shape, fmt), loss, loss))
     return found
 

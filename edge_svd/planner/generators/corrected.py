@@ -27,7 +27,8 @@ def corrected(context: SiteContext) -> list[Candidate]:
         if formats:
             with torch.no_grad():
                 base = base_of(formats[0])
-                left = remaining_shares(context.weight, context.inputs, context.outputs.plain, base)
+                outputs = context.outputs
+                left = remaining_shares(context.weight, context.inputs, outputs.plain, base, outputs.gain)
             for fmt in formats:
                 loss = float(left[fmt.k8])
                 found.append(Candidate(fmt, weight_bytes(shape, fmt), loss, loss))
