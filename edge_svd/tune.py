@@ -1,14 +1,14 @@
 """Byte-neutral distillation: after rounding, the scales that are stored anyway are trained against the dense model.
 
-Every rounded matrix has a scale a row and every norm a weight a channel. Their relative changes are trained by Adam on
-KL(dense ‖ rounded) of the calibration windows, one window a step, and written back into the same bytes. The integers
-stay as they are. What does not help on windows that were held out is not kept.
+Every rounded matrix has a scale a row, a block or a rank component, and every norm a weight a channel. Their relative
+changes are trained by Adam on KL(dense ‖ rounded) of the calibration windows, one window a step, and written back into
+the same bytes. The integers stay as they are. What does not help on windows that were held out is not kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from edge_svd.architectures import norms_of
 from edge_svd.calibrate.collect import LOGIT_BLOCK, logits_of, pull_back
 from edge_svd.checkpoint import Checkpoint, save_weights
 from edge_svd.errors import Failure
+from edge_svd.formats import BLOCK_STEPS
 from edge_svd.loading import load
 from edge_svd.models import OpenedModel
 from edge_svd.planner.correction import HeldOutKl
 
-RATE = 2e-3
-"""Largest relative change of a scale in one step."""
+RATE, BLOCK_RATE = 2e-3, 5e-4
+"""Largest relative change in one step, of a scale and of one that few weights share, whose gradients are noisier."""
 
-SCALES = {"int8": "s8", "int16": "s16", "trellis": "s8", "blocks": "s8"}
-"""Kinds whose rows have a scale each → its suffix."""
+OUTPUTS = {"int8": "s8", "int16": "s16", "trellis": "s8", "blocks": "s8", "column-pivoted": "s8"}
+"""Kinds that have a scale an output → its suffix."""
+
+COMPONENTS = {"low-rank": (4, 8, 16), "row-pivoted": (8,)}
+"""Kinds that have a scale a row of A → the bits of the components, in A's order."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def tune(
     precision: str = "float32",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tuned:
-    """Train the scales of the checkpoint at `path` on `windows` int64 [count, length] and write them back.
+    """Train the scales and norms of the checkpoint at `path` on `windows` int64 [count, length] and write them back.
 
     Raises:
         Failure: NaN or Inf on the way.
@@ -61,8 +67,9 @@ def tune(
     student = load(path)
     checkpoint = Checkpoint.open(path)
     changes = _changes(checkpoint)
-    parameters = list(changes.values())
-    optimiser = torch.optim.Adam(parameters, lr=RATE, betas=(0.9, 0.95))
+    parameters = [change.parameter for change in changes.values()]
+    groups = [{"params": [change.parameter], "lr": change.rate} for change in changes.values()]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: 0.5 * (1 + math.cos(math.pi * at / steps)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
     measured = HeldOutKl(opened.model, held, softcap)
@@ -76,40 +83,89 @@ def tune(
             optimiser.step()
             schedule.step()
             progress(at + 1, steps)
+        if not all(torch.isfinite(parameter).all() for parameter in parameters):
+            raise Failure("Tuning the scales gave NaN or Inf; the checkpoint keeps what it had.")
+        made = {name: _stored(checkpoint.tensor(name), change.parameter) for name, change in changes.items()}
         after = measured.measure()
-    if not all(torch.isfinite(change).all() for change in parameters):
-        raise Failure("Tuning the scales gave NaN or Inf; the checkpoint keeps what it had.")
     kept = after < before
     if kept:
-        _write(checkpoint, changes)
+        _write(checkpoint, made)
     return Tuned(before, after, kept)
 
 
-def _changes(checkpoint: Checkpoint) -> dict[str, torch.nn.Parameter]:
-    """Stored tensor → its relative change, zero at first."""
+@dataclass(frozen=True)
+class _Change:
+    """Relative change of one stored tensor, zero at first; where it acts in the student: on what a module gives, or on
+    a matrix of the module, row by row or in blocks of so many columns."""
+
+    parameter: torch.nn.Parameter
+    module: str
+    matrix: str = ""
+    block: int = 0
+
+    @property
+    def rate(self) -> float:
+        return BLOCK_RATE if self.block else RATE
+
+
+class _Rescaled(torch.nn.Module):
+    """A matrix [m, n] with its rows, or its blocks of columns, multiplied by 1 + change."""
+
+    def __init__(self, changes: Sequence[_Change]) -> None:
+        super().__init__()
+        self.parts = torch.nn.ParameterList(change.parameter for change in changes)
+        self.block = changes[0].block
+
+    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+        change = torch.cat(list(self.parts))
+        return matrix * (1 + (change.repeat_interleave(self.block, 1) if self.block else change[:, None]))
+
+
+def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
+    """Stored tensor → its change. The vocabulary's tables and corrected blocks stay as they are."""
     found = {}
+
+    def add(tensor: str, module: str, matrix: str = "", block: int = 0) -> None:
+        shape = checkpoint.tensor(tensor).shape
+        found[tensor] = _Change(torch.nn.Parameter(torch.zeros(shape)), module, matrix, block)
+
     for site in checkpoint.sites:
-        vocabulary = site.type in ("embedding", "lm_head")
-        kind = "" if vocabulary or site.tied_to else checkpoint.formats[site.name].kind
-        if kind in SCALES and f"{site.name}.bias" not in checkpoint.names:
-            found[f"{site.name}.{SCALES[kind]}"] = torch.nn.Parameter(torch.zeros(site.shape[0]))
+        if site.type in ("embedding", "lm_head") or site.tied_to:
+            continue
+        fmt = checkpoint.formats[site.name]
+        if fmt.kind in OUTPUTS and f"{site.name}.bias" not in checkpoint.names:
+            add(f"{site.name}.{OUTPUTS[fmt.kind]}", site.name)
+        if fmt.kind == "blocks":
+            add(f"{site.name}.u8", site.name, "weight", fmt.block)
+        for bits in COMPONENTS.get(fmt.kind, ()):
+            if f"{site.name}.s{bits}" in checkpoint.names:
+                add(f"{site.name}.s{bits}", site.name, "a")
     for name in norms_of(checkpoint.architecture):
-        found[name] = torch.nn.Parameter(torch.zeros(checkpoint.tensor(name).shape))
+        add(name, name.rpartition(".")[0])
     return found
 
 
 @contextmanager
-def _applied(model: Any, changes: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
-    """Outputs of matrices and norms scaled by 1 + change, which is what changed scales and weights do."""
-    handles = []
-    for name, change in changes.items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        handles.append(module.register_forward_hook(lambda _, __, output, change=change: output * (1 + change)))
+def _applied(model: Any, changes: Mapping[str, _Change]) -> Iterator[None]:
+    """The student with changed scales and norms."""
+    handles, rescaled = [], {}
+    for change in changes.values():
+        module = model.get_submodule(change.module)
+        if change.matrix:
+            rescaled.setdefault((change.module, change.matrix), []).append(change)
+        else:
+            handles.append(
+                module.register_forward_hook(lambda _, __, output, parameter=change.parameter: output * (1 + parameter))
+            )
+    for (name, matrix), own in rescaled.items():
+        register_parametrization(model.get_submodule(name), matrix, _Rescaled(own))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for name, matrix in rescaled:
+            remove_parametrizations(model.get_submodule(name), matrix, leave_parametrized=False)
 
 
 def _pull(dense: Any, student: Any, ids: torch.Tensor, softcap: float, precision: str) -> None:
@@ -130,17 +186,24 @@ def _pull(dense: Any, student: Any, ids: torch.Tensor, softcap: float, precision
     hidden.backward(pull[None].to(hidden.dtype))
 
 
-def _write(checkpoint: Checkpoint, changes: Mapping[str, torch.nn.Parameter]) -> None:
+def _stored(tensor: NDArray[Any], parameter: torch.nn.Parameter) -> NDArray[Any]:
+    """A stored tensor with its change, as its dtype can hold it; `parameter` becomes the change that is left."""
+    wanted = tensor.astype(np.float32) * (1 + parameter.detach().numpy())
+    if tensor.dtype == np.uint8:
+        made = np.rint(wanted).clip(1, BLOCK_STEPS).astype(np.uint8)
+    else:
+        made = wanted.astype(tensor.dtype)
+    left = np.divide(made.astype(np.float32), tensor.astype(np.float32), out=np.ones_like(wanted), where=tensor != 0)
+    parameter.data = torch.from_numpy(left - 1)
+    return made
+
+
+def _write(checkpoint: Checkpoint, made: Mapping[str, NDArray[Any]]) -> None:
     """Rewrite the files that hold changed tensors, each atomically."""
     stems: dict[str, list[str]] = {}
     for name in checkpoint.names:
         stems.setdefault(checkpoint.files[name], []).append(name)
     for file, names in stems.items():
-        if not any(name in changes for name in names):
-            continue
-        tensors = {name: checkpoint.tensor(name) for name in names}
-        for name in names:
-            if name in changes:
-                scaled = tensors[name].astype(np.float32) * (1 + changes[name].detach().numpy())
-                tensors[name] = scaled.astype(tensors[name].dtype)
-        save_weights(checkpoint.path, file.removesuffix(".safetensors"), tensors)
+        if any(name in made for name in names):
+            tensors = {name: made[name] if name in made else checkpoint.tensor(name) for name in names}
+            save_weights(checkpoint.path, file.removesuffix(".safetensors"), tensors)

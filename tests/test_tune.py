@@ -26,10 +26,13 @@ def divergence(dense: torch.nn.Module, other: torch.nn.Module, windows: torch.Te
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def test_scales_are_trained_and_written(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("candidates", ["int8,blocks-2,trellis", "low-rank,pivoted", "blocks-4"])
+def test_scales_are_trained_and_written(
+    candidates: str, tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path
+) -> None:
     opened = open_model(str(tiny_model))
     statistics, text = run_calibration(opened, Calibration((str(tiny_text_file),), windows=24, window=64))
-    planning = Planning(candidates="int8,blocks-2,trellis")
+    planning = Planning(candidates=candidates)
     plan = run_plan(opened, statistics, run_survey(opened, statistics, planning), planning, SIZE)
     compress(opened, plan, statistics, tmp_path / "checkpoint")
     before = Checkpoint.open(tmp_path / "checkpoint")
@@ -42,10 +45,13 @@ def test_scales_are_trained_and_written(tiny_model: Path, tiny_text_file: Path, 
     assert divergence(opened.model, load(tmp_path / "checkpoint"), windows[own]) < 0.9 * start
     after = Checkpoint.open(tmp_path / "checkpoint")
     assert after.names == before.names
+    changed = {name.rpartition(".")[2] for name, tensor in kept.items() if (after.tensor(name) != tensor).any()}
+    assert changed >= {"weight"} | ({"u8"} if "blocks" in candidates else set())
+    assert changed & {"s4", "s8", "s16"}
     for name, tensor in kept.items():
         new = after.tensor(name)
         assert new.shape == tensor.shape and new.dtype == tensor.dtype
-        changes = name.endswith((".s8", "norm.weight")) and "embed" not in name
+        changes = name.endswith((".s4", ".s8", ".s16", ".u8", "norm.weight")) and "embed" not in name
         assert changes or (new == tensor).all(), name
 
 

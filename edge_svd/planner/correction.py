@@ -60,7 +60,8 @@ class HeldOutKl:
     def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
         for ids in self.windows[:windows].split(BATCH):
             with torch.inference_mode():
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+                # Every weight is used once: the cache would only keep all of them in bfloat16.
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
                     hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
                     yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)

@@ -32,9 +32,10 @@ NOISE = {1: 1.0, 2: 1.0, 3: 1.0, 4: 0.98, 5: 0.93, 6: 0.85}
 PUSHES = 2
 """How often the push of the feedback on the feedback's own targets is followed."""
 
-COSTLY, FITTINGS = 0.01, 3
+COSTLY, ALSO_COSTLY, FITTINGS = 0.03, 0.01, 3
 """A weight with this share of its matrix's loss is an outlier at an input of massive size, out where levels are few.
-The matrix is rounded again, so many times at most, on scales that put the level which it got where it should be."""
+Where there is one, the matrix is rounded again, so many times at most, on scales that put the level which it got where
+it should be, and those of others that have the second share."""
 
 WIDENINGS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.5, 8.0)
 
@@ -166,7 +167,10 @@ def _fitted(
     """The scales bfloat16 [m] of a rounding, those of the `most` rows with the costliest outliers changed so that the
     outlier's level is right."""
     worst, at = lost.max(1)
-    rows = torch.nonzero(worst > COSTLY * float(lost.sum()))[:, 0]
+    total = float(lost.sum())
+    if float(worst.max()) <= COSTLY * total:
+        return made.scale
+    rows = torch.nonzero(worst > ALSO_COSTLY * total)[:, 0]
     got = made.matrix()[rows, at[rows]]
     share = 1 + _feedback_errors(w, made, inputs, c_out)[rows, at[rows]] / got
     # The row's other weights lose as the scale grows.

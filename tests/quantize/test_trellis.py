@@ -117,7 +117,7 @@ def test_an_outlier_at_a_massive_input_gets_its_level(bits: int, monkeypatch: py
 
     fitted = loss()
     monkeypatch.setattr(trellis, "FITTINGS", 0)
-    assert fitted < (0.8 if bits > 2 else 1.0) * loss()
+    assert fitted <= (0.8 if bits > 2 else 1.0) * loss()
 
 
 @pytest.mark.parametrize("bits", [1, 2])
