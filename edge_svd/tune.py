@@ -148,7 +148,8 @@ def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
 @contextmanager
 def _applied(model: Any, changes: Mapping[str, _Change]) -> Iterator[None]:
     """The student with changed scales and norms."""
-    handles, rescaled = [], {}
+    handles: list[Any] = []
+    rescaled: dict[tuple[str, str], list[_Change]] = {}
     for change in changes.values():
         module = model.get_submodule(change.module)
         if change.matrix:
