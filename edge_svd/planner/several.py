@@ -78,7 +78,7 @@ def solve_several(
                 found, best = finished, float(problem.score[finished].sum())
         # A solution with a dropped candidate scores at least bound + slack.
         proven = max(proven, min(dual, bound + slack))
-        if best - proven <= RELATIVE_GAP * abs(best) or slack > best - bound:
+        if found is not None and (best - proven <= RELATIVE_GAP * abs(best) or slack > best - bound):
             break
     if found is None:
         return None
