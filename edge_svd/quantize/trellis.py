@@ -146,24 +146,24 @@ def round_trellis(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | torc
     made = _encoded(w, inputs, c_out, code, scale)
     if not isinstance(c_out, UnitFactor):
         return made
-    lost, most = _lost(w, made, inputs, c_out), len(w)
+    errors = _feedback_errors(w, made, inputs, c_out)
+    lost, most = _lost(errors, inputs, c_out), len(w)
     for _ in range(FITTINGS):
-        fitted = _fitted(w, made, lost, inputs, c_out, most)
+        fitted = _fitted(made, errors, lost, most)
         if torch.equal(fitted, made.scale):
             break
         again = _encoded(w, inputs, c_out, code, fitted)
-        less = _lost(w, again, inputs, c_out)
+        found = _feedback_errors(w, again, inputs, c_out)
+        less = _lost(found, inputs, c_out)
         if float(less.sum()) < float(lost.sum()):
-            made, lost = again, less
+            made, errors, lost = again, found, less
         else:
             # Rows meet through the feedback: the costliest alone may still gain.
             most = 1
     return made
 
 
-def _fitted(
-    w: torch.Tensor, made: Trellis, lost: torch.Tensor, inputs: InputFactor, c_out: UnitFactor, most: int
-) -> torch.Tensor:
+def _fitted(made: Trellis, errors: torch.Tensor, lost: torch.Tensor, most: int) -> torch.Tensor:
     """The scales bfloat16 [m] of a rounding, those of the `most` rows with the costliest outliers changed so that the
     outlier's level is right."""
     worst, at = lost.max(1)
@@ -172,7 +172,7 @@ def _fitted(
         return made.scale
     rows = torch.nonzero(worst > ALSO_COSTLY * total)[:, 0]
     got = made.matrix()[rows, at[rows]]
-    share = 1 + _feedback_errors(w, made, inputs, c_out)[rows, at[rows]] / got
+    share = 1 + errors[rows, at[rows]] / got
     # The row's other weights lose as the scale grows.
     gain = torch.where(share.isfinite(), worst[rows] - (share.square() - 1) * (lost[rows].sum(1) - worst[rows]), 0)
     useful = (share > 0.5) & (gain > 0)
@@ -192,10 +192,9 @@ def _feedback_errors(w: torch.Tensor, made: Trellis, inputs: InputFactor, c_out:
     return own
 
 
-def _lost(w: torch.Tensor, made: Trellis, inputs: InputFactor, c_out: UnitFactor) -> torch.Tensor:
+def _lost(errors: torch.Tensor, inputs: InputFactor, c_out: UnitFactor) -> torch.Tensor:
     """What every η costs, float64 [m, padded n]: their sum is twice the loss."""
-    errors = _feedback_errors(w, made, inputs, c_out).double()
-    return c_out.plain[:, None] * errors.square() * inputs.column_weight(len(inputs.order))
+    return c_out.plain[:, None] * errors.double().square() * inputs.column_weight(len(inputs.order))
 
 
 def _encoded(
