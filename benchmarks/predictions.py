@@ -33,7 +33,7 @@ from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import rounded_inputs
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import replaced
-from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
@@ -58,7 +58,7 @@ MIXES = (
     "blocks-2,blocks-4,blocks-8",
     "int8,low-rank,blocks-2,blocks-4",
     "int8,pivoted,trellis",
-    "int8,blocks-4",
+    "int8,blocks-2,blocks-4,corrected",
     "int8,blocks-2,trellis",
 )
 """Candidates of further plans of that size."""
@@ -121,6 +121,9 @@ def made_of(context: SiteContext, fmt: SiteFormat) -> torch.Tensor:
         return torch.stack([product(factors) for factors in rounded_components(context, fmt).values()]).sum(0)[:, :n]
     if fmt.kind == "blocks":
         return rounded_blocks(context, fmt).matrix()
+    if fmt.kind == "corrected":
+        blocked, factors = corrected.rounded(context, fmt)
+        return blocked.matrix() + product(factors)
     if fmt.kind == "trellis":
         return round_trellis(w, context.inputs, context.outputs, fmt.bits).matrix()[:, :n].contiguous()
     metric, groups = rounded_table(context, fmt)
