@@ -28,7 +28,7 @@ from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import cache_folder
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.parallel import side_by_side
-from edge_svd.planner.correction import replaced
+from edge_svd.planner.held_out import replaced
 from edge_svd.report.machine import describe, today
 from edge_svd.runtime.text import read_text
 from edge_svd.steps import Calibration, calibration_text

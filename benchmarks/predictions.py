@@ -32,9 +32,9 @@ from edge_svd.models import OpenedModel, open_model
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import rounded_inputs
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import replaced
 from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
+from edge_svd.planner.held_out import replaced
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.views import context_of

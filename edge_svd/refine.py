@@ -25,7 +25,7 @@ from edge_svd.loading import dense_parts
 from edge_svd.models import OpenedModel
 from edge_svd.planner.activation_probe import rounded_inputs
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.correction import HeldOutKl, replaced
+from edge_svd.planner.held_out import HeldOutKl, replaced
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
 

@@ -26,7 +26,7 @@ from edge_svd.errors import Failure
 from edge_svd.formats import BLOCK_STEPS
 from edge_svd.loading import load
 from edge_svd.models import OpenedModel
-from edge_svd.planner.correction import HeldOutKl
+from edge_svd.planner.held_out import HeldOutKl
 
 RATE, BLOCK_RATE = 2e-3, 5e-4
 """Largest relative change in one step, of a scale and of one that few weights share, whose gradients are noisier."""

@@ -10,7 +10,8 @@ import torch
 
 from edge_svd.architectures import EMBEDDING, Site
 from edge_svd.formats import INT8_LIMIT, NARROW_BLOCK, SiteFormat
-from edge_svd.planner.correction import FEW_WINDOWS, HeldOutKl, factor
+from edge_svd.planner.correction import factor
+from edge_svd.planner.held_out import FEW_WINDOWS, HeldOutKl
 
 COARSE = 31
 """Largest integer that inputs are rounded to here: 17 times the loss of int8, well above the noise of a measurement in

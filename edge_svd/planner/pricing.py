@@ -16,21 +16,19 @@ from edge_svd.planner.activation_probe import measured_activations
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import (
-    FEW_WINDOWS,
     SHARE,
     THIN_SHARE,
-    WINDOWS,
-    HeldOutKl,
     Perturbed,
     Probes,
     alone,
     ratio,
-    replaced,
     together,
 )
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
+from edge_svd.planner.held_out import FEW_WINDOWS, WINDOWS, HeldOutKl, replaced
 from edge_svd.planner.loss import quadratic
+from edge_svd.planner.narrow import Narrow
 from edge_svd.planner.views import embedding_roles
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.corrected import product
@@ -91,7 +89,7 @@ def price(context: SiteContext) -> Priced:
             coded = next((c for c in found if c.format == SiteFormat("trellis", bits=bits)), None)
             steep = context.site.type in STEEP and not alone(context.site)
             if coded is not None and (bits > 1 or steep):
-                probes[rounding] = coded.loss, probe(context, bits)
+                probes[rounding] = coded.loss, Narrow.of(probe(context, bits))
         return Priced(found, probes, _activation_losses(context))
 
 
@@ -102,7 +100,7 @@ def _cut_off(context: SiteContext, factored: Sequence[Candidate], share: float) 
     kept = context.components.order[: nearest.format.k8]
     f = context.factorization
     error = context.weight - product(round_components(f.b[:, kept], f.a[kept], 8))
-    return quadratic(error, context.c_in, context.c_out), error
+    return quadratic(error, context.c_in, context.c_out), Narrow.of(error)
 
 
 def price_alone(

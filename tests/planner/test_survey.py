@@ -42,4 +42,4 @@ def test_perturbations_are_what_their_predictions_are_of(
     perturbed = price(context).perturbed
     for rounding, share in (("factored", 0.02), ("coded", 0.25)):
         predicted, error = perturbed[rounding]
-        assert quadratic(error, context.c_in, context.c_out) == pytest.approx(predicted, rel=share)
+        assert quadratic(error.matrix(), context.c_in, context.c_out) == pytest.approx(predicted, rel=share)

@@ -1,0 +1,67 @@
+"""The measure of every prediction: the KL of the model with other weights to the dense one, on held-out windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from edge_svd.calibrate.collect import logits_of
+from edge_svd.errors import Failure
+
+WINDOWS, FEW_WINDOWS, HALF_WINDOWS = 6, 3, 4
+"""Held-out windows of a measurement; of one whose loss is large against its noise, and of what single matrices of a
+type have of its loss; and half windows of one of a single matrix, which is in fp32, because what bfloat16 adds would
+drown it: more of them, because windows differ more than their halves do."""
+
+BATCH = 3
+POSITIONS_EVERY = 4
+"""Not the first: it is unlike all others, and would count that many times."""
+
+
+class HeldOutKl:
+    """KL(dense ‖ current weights) on a few held-out windows, at every fourth position, in nats per token.
+
+    The layers compute in `precision`, on both sides of the divergence; logits are always fp32.
+    """
+
+    def __init__(self, model: Any, windows: torch.Tensor, softcap: float, precision: str = "float32") -> None:
+        self.model, self.windows, self.softcap = model, windows[:WINDOWS], softcap
+        self.half = precision == "bfloat16"
+        self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
+
+    def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
+        for ids in self.windows[:windows].split(BATCH):
+            with torch.inference_mode():
+                # Every weight is used once: the cache would only keep all of them in bfloat16.
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
+                    hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+                for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
+                    yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
+
+    def measure(self, windows: int = WINDOWS) -> float:
+        """The divergence with the model's weights as they are now; Failure if it is not finite."""
+        total, positions = 0.0, 0
+        for dense, current in zip(self.dense[:windows], self._log_probabilities(windows), strict=True):
+            p = dense.float()
+            total += float((p.exp() * (p - current)).sum(dtype=torch.float64))
+            positions += len(p)
+        if not total < float("inf"):
+            raise Failure("The perturbed model gives NaN or Inf on the held-out calibration windows.")
+        return max(total / positions, 0.0)
+
+
+@contextmanager
+def replaced(model: Any, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Put other weights into named modules for a while; the originals come back untouched."""
+    modules = {name: model.get_submodule(name) for name in weights}
+    originals = {name: module.weight.data for name, module in modules.items()}
+    try:
+        for name, module in modules.items():
+            module.weight.data = weights[name]
+        yield
+    finally:
+        for name, module in modules.items():
+            module.weight.data = originals[name]
