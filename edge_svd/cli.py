@@ -12,6 +12,24 @@ from typing import Annotated, Any
 import typer
 
 from edge_svd import __version__
+from edge_svd.cli_options import (
+    MAX_SEED,
+    Allocation,
+    Candidates,
+    Chunk,
+    Context,
+    Device,
+    Force,
+    Json,
+    Method,
+    MinDecode,
+    Ram,
+    Seed,
+    Sources,
+    Threads,
+    Window,
+    Windows,
+)
 from edge_svd.command_line import Output, deciding_target, run_app, workstation
 
 app = typer.Typer(
@@ -22,39 +40,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-MAX_SEED = 2**32 - 1
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output of ours that exists.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of onnxruntime.")]
-Sources = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--calibration",
-        help="Text file, .jsonl of prompts, hub:DATASET or self; SRC:WEIGHT; repeatable. Default: self.",
-    ),
-]
-Windows = Annotated[int, typer.Option("--calibration-windows", min=1, help="Calibration windows.")]
-Window = Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens a calibration window.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that draws.")]
-Method = Annotated[str, typer.Option("--method", help="Decomposition; see `edge-svd methods`.")]
-Allocation = Annotated[str, typer.Option("--allocation", help="Rank allocation; see `edge-svd methods`.")]
-Candidates = Annotated[str | None, typer.Option("--candidates", help="Limit the planner, e.g. low-rank,int8,fp16.")]
-Context = Annotated[
-    int | None, typer.Option("--context", min=2, help="KV-cache positions. Default: min(2048, the model's).")
-]
-Ram = Annotated[
-    str | None, typer.Option("--ram", help="Largest peak of resident memory, with the context full: 300MB.")
-]
-Chunk = Annotated[int | None, typer.Option("--prompt-chunk", min=1, help="Prompt tokens a pass (128).")]
-MinDecode = Annotated[
-    float | None, typer.Option("--min-decode-tps", help="Least decoding speed on the device, tokens a second.")
-]
-Device = Annotated[
-    str | None,
-    typer.Option("--device", help="Device profile, by name or as FILE.toml; see `edge-svd devices`."),
-]
 
 
 def _version(value: bool) -> None:

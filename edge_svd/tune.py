@@ -172,7 +172,7 @@ def _applied(model: Any, changes: Mapping[str, _Change]) -> Iterator[None]:
 def _pull(dense: Any, student: Any, ids: torch.Tensor, softcap: float, precision: str) -> None:
     """Gradients of the mean KL over one window, into the changes."""
     half = precision == "bfloat16"
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
         target = dense.model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         hidden = student.model(input_ids=ids[None], use_cache=False).last_hidden_state
