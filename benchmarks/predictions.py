@@ -181,7 +181,7 @@ def main() -> None:
         except BudgetError as error:
             print(f"{label}: {error}", flush=True)
             continue
-        predicted = sum(true_loss(prices, name, choice.format) for name, choice in plan.sites.items())
+        predicted = sum(true_loss(table, name, choice.format) for name, choice in plan.sites.items())
         weights, blocks = rebuilder.weights(plan), input_blocks(plan.formats, opened)
         with torch.no_grad(), replaced(opened.model, weights), rounded_inputs(opened.model, blocks):
             losses = [model_loss(opened.model, ids, windows=options.windows, reference=reference) for ids in texts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class FitResult:
     measured: dict[str, Any]
     proof: Proof
     refined: Refined | None = None
+    tuned: Tuned | None = None
+    """None without `--tune`, and where an interrupted run had tuned already."""
 
     @property
     def targets_met(self) -> dict[str, bool | None]:
@@ -96,6 +98,7 @@ class FitResult:
             "targets_met": self.targets_met,
             "proof": self.proof.__dict__,
             "refined": None if self.refined is None else self.refined.to_json(),
+            "tuned": None if self.tuned is None else asdict(self.tuned),
             "plan": self.plan.to_json(),
         }
 
@@ -155,12 +158,13 @@ def carry_out(
     partial = out.with_name(out.name + ".partial")
     atomic_write(partial / "plan.json", plan.to_bytes())
     checkpoint, exported = partial / "checkpoint", partial / "exported"
+    tuned = None
     if not is_of(checkpoint, plan):
         with step("Compressing") as tick:
             compress(opened, plan, statistics, partial / "rounded", force=True, progress=tick, finished=finished)
         if plan.tune_steps:
             with step("Tuning the scales") as tick:
-                tune_scales(opened, partial / "rounded", text, plan, tick)
+                tuned = tune_scales(opened, partial / "rounded", text, plan, tick)
         replace_folder(partial / "rounded", checkpoint)
     with step("Exporting") as tick:
         export_bundle(
@@ -180,7 +184,7 @@ def carry_out(
     with writing(out):
         replace_folder(exported, out)
         shutil.rmtree(partial, ignore_errors=True)
-    return FitResult(out, plan, measured, proof)
+    return FitResult(out, plan, measured, proof, tuned=tuned)
 
 
 def tune_scales(opened: OpenedModel, checkpoint: Path, text: CalibrationText, plan: Plan, tick: Tick) -> Tuned:

@@ -17,6 +17,7 @@ from edge_svd.models import OpenedModel, open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
 from edge_svd.refine import refine
+from edge_svd.report.fit_summary import fit_summary
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey
 
 SIZE = 120_000
@@ -114,4 +115,5 @@ def test_fit_with_refining(tiny_model: Path, tiny_text_file: Path, cache: Path, 
     assert result.plan == result.refined.plan
     assert result.measured["file_bytes"] == result.plan.file_bytes <= SIZE
     assert set(result.to_json()["refined"]) == {"kl_before", "kl_after", "factors"}
+    assert f"refined   KL {result.refined.before:.4f} before" in fit_summary(result)
     assert not (tmp_path / "bundle.partial").exists()

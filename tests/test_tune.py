@@ -14,6 +14,7 @@ from edge_svd.errors import InputError
 from edge_svd.fit import fit
 from edge_svd.loading import load
 from edge_svd.models import open_model
+from edge_svd.report.fit_summary import fit_summary
 from edge_svd.steps import Calibration, Planning, check_plan, run_calibration, run_plan, run_survey, steps_of
 from edge_svd.tune import tune
 
@@ -77,6 +78,10 @@ def test_fit_with_tuning_is_repeatable(tiny_model: Path, tiny_text_file: Path, c
     plain = fit(str(tiny_model), tmp_path / "c", SIZE, calibration)
     assert data[0] == data[1] and data[0] != (plain.bundle / "model.onnx.data").read_bytes()
     assert made[0].plan.tune_steps == 40 and made[0].measured["file_bytes"] == made[0].plan.file_bytes <= SIZE
+    tuned = made[0].tuned
+    assert tuned is not None and plain.tuned is None
+    assert made[0].to_json()["tuned"] == {"before": tuned.before, "after": tuned.after, "kept": tuned.kept}
+    assert f"tuned     KL {tuned.before:.4f} before, {tuned.after:.4f} after" in fit_summary(made[0])
     with pytest.raises(InputError, match="40 steps of tuning"):
         check_plan(open_model(str(tiny_model)), made[0].plan)
 

@@ -17,6 +17,11 @@ def fit_summary(result: FitResult) -> str:
     peak = "-" if measured["peak_rss_bytes"] is None else format_size(measured["peak_rss_bytes"])
     missed = [name.replace("_", " ") for name, met in result.targets_met.items() if met is False]
     verdict = f"\n  MISSED    the target for {' and '.join(missed)} was not met in the measurement" if missed else ""
+    changes = ""
+    if result.refined is not None:
+        changes += _change("refined", result.refined.before, result.refined.after)
+    if result.tuned is not None:
+        changes += _change("tuned", result.tuned.before, result.tuned.after)
     return (
         f"{plan_table(plan.to_json())}\n\n{result.bundle}\n"
         f"  size      predicted {format_size(plan.file_bytes)}, measured {format_size(measured['file_bytes'])}\n"
@@ -26,5 +31,11 @@ def fit_summary(result: FitResult) -> str:
         f"  decode    predicted {plan.decode_tokens_per_s:.1f} tokens/s on {plan.device}, "
         f"measured {measured['decode_tokens_per_s']:.1f} here\n"
         f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} "
-        f"against the checkpoint{verdict}"
+        f"against the checkpoint{changes}{verdict}"
     )
+
+
+def _change(what: str, before: float, after: float) -> str:
+    """A line about an improvement that was tried, KL in nats per token on held-out calibration windows."""
+    kept = "" if after < before else ": no better, not kept"
+    return f"\n  {what:<9} KL {before:.4f} before, {after:.4f} after{kept}"
