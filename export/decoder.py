@@ -13,9 +13,10 @@ from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
 from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
-from edge_svd.export.linear import linear
+from edge_svd.export.linear import fused_linear, linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
 from edge_svd.formats import SiteFormat
+from edge_svd.fusing import together
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class _Decoder:
             )
             q, k, v = self.b.node("Split", [packed, widths], outputs=3, axis=-1)
         else:
-            q, k, v = (self.linear(normed, f"{at}.self_attn.{name}_proj") for name in "qkv")
+            q, k, v = self.several(normed, [f"{at}.self_attn.{name}_proj" for name in "qkv"])
         if a.qk_norm:
             q = head_norm(self.b, q, f"{at}.self_attn.q_norm.weight", a.num_heads, a.head_dim, a.norm_eps)
             k = head_norm(self.b, k, f"{at}.self_attn.k_norm.weight", a.num_kv_heads, a.head_dim, a.norm_eps)
@@ -148,7 +149,7 @@ class _Decoder:
             halves = b.constant([a.intermediate_size] * 2, np.int64)
             gate, up = b.node("Split", [both, halves], outputs=2, axis=-1)
         else:
-            gate, up = self.linear(normed, f"{at}.mlp.gate_proj"), self.linear(normed, f"{at}.mlp.up_proj")
+            gate, up = self.several(normed, [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"])
         if a.activation == "silu":
             gate = b.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # with alpha 1 this is x * sigmoid(x)
         else:
@@ -162,6 +163,18 @@ class _Decoder:
             cap = b.constant(a.logit_softcap, np.float32)
             logits = b.op("Mul", b.op("Tanh", b.op("Div", logits, cap)), cap)
         return logits
+
+    def several(self, x: ir.Value, names: list[str]) -> list[ir.Value]:
+        """The products of matrices that read the same input, as few as their formats allow."""
+        found: dict[str, ir.Value] = {}
+        for group in together([self.sites[name] for name in names], self.formats, self.biases):
+            if len(group) == 1:
+                found[group[0].name] = self.linear(x, group[0].name)
+            else:
+                bias = group[0].bias or group[0].name in self.biases
+                made = fused_linear(self.b, x, group, self.formats, bias)
+                found |= dict(zip((site.name for site in group), made, strict=True))
+        return [found[name] for name in names]
 
     def linear(self, x: ir.Value, name: str, matrix: str = "") -> ir.Value:
         site = self.sites[name]

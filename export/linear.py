@@ -11,6 +11,7 @@ quantised per block.
     blocks     one product of 2, 4 or 8 bits, as they lie in the file.
     corrected  that, and the two products of its int8 factors.
     trellis    one product, on the int8 rows that the graph makes of the code while it is loaded.
+    Matrices of one kernel that read the same input (`edge_svd.fusing`) are one product, rows below rows.
     pivoted    by rows: A gives some of the outputs, C the others from them; both side by side, put into order.
                by columns: C adds the other inputs to the pivot ones, and B takes the sum.
 
@@ -20,7 +21,8 @@ onnxruntime folds both at load. The scale of a component belongs to A, so B need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -30,6 +32,7 @@ from edge_svd.export import planes
 from edge_svd.export.coded import coded_matrix
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
 from edge_svd.formats import BLOCK_STEPS, BLOCKED, CODED, LOW_BLOCK, NARROW_BLOCK, PIVOTED, SiteFormat, padded
+from edge_svd.fusing import joined
 
 ACCURACY_LEVEL = 4
 """int8 activations; lower levels are 30 to 130 times slower with 8-bit weights."""
@@ -64,6 +67,48 @@ def linear(
         "Mul", float_scale(builder, name, m, scale_suffix(fmt)), builder.constant([pattern], np.float32)
     )
     return _product(builder, x, weight, scales, (m, len(pattern) * block), block, add)
+
+
+def fused_linear(
+    builder: Builder, x: ir.Value, sites: Sequence[Site], formats: Mapping[str, SiteFormat], bias: bool
+) -> list[ir.Value]:
+    """What `linear` gives for each of several matrices [m_i, n] of one kernel (`edge_svd.fusing`), from one product."""
+    names, rows, n = [site.name for site in sites], [site.shape[0] for site in sites], sites[0].shape[1]
+    m, name, fmt = sum(rows), joined(names), formats[names[0]]
+    x = pad_activation(builder, x, n)
+    add = _joint(builder, names, "bias", FLOAT, (m,)) if bias else None
+    scale = builder.op("Cast", _joint(builder, names, "s8", BFLOAT16, (m, 1)), to=int(FLOAT))
+    if fmt.kind == "blocks":
+        blocks = n // fmt.block
+        values = _joint(builder, names, "q", UINT8, (m, blocks, fmt.block * fmt.bits // 8))
+        codes = _joint(builder, names, "u8", UINT8, (m, blocks))
+        zeros = _joint(builder, names, "z", UINT8, (m, -(-blocks * fmt.bits // 8))) if fmt.zero else None
+        row = builder.op("Div", scale, builder.constant(BLOCK_STEPS, np.float32))
+        scales = builder.op("Mul", builder.op("Cast", codes, to=int(FLOAT)), row)
+        y = _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
+    else:
+        block = fmt.inputs_a_block(padded(n))
+        count = padded(n) // block
+        if fmt.kind == "trellis":
+            parts = [
+                coded_matrix(builder, own, (k, n), formats[own], block) for own, k in zip(names, rows, strict=True)
+            ]
+            weight = builder.op("Concat", *parts, axis=0)
+        else:
+
+            def read_rows(read: Reader) -> Iterator[Array]:
+                return chain.from_iterable(planes.rows8(read, f"{own}.q8") for own in names)
+
+            weight = builder.weight(f"{name}.q8", UINT8, (m, count, block), read_rows)
+        scales = builder.op("Mul", scale, builder.constant([[1.0] * count], np.float32))
+        y = _product(builder, x, weight, scales, (m, count * block), block, add)
+    return builder.node("Split", [y, builder.constant(rows, np.int64)], outputs=len(rows), axis=-1)
+
+
+def _joint(builder: Builder, names: Sequence[str], suffix: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    """A tensor that several matrices have under one suffix, rows below rows."""
+    tensors = [f"{name}.{suffix}" for name in names]
+    return builder.weight(f"{joined(names)}.{suffix}", dtype, shape, lambda read: (read(tensor) for tensor in tensors))
 
 
 def dense_matrix(

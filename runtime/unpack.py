@@ -32,6 +32,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("u1"), 4: np.dtype("<u2"), 7: n
 
 @dataclass(frozen=True)
 class _Call:
+    domain: str
     kind: str
     inputs: tuple[str, ...]
     output: str
@@ -47,51 +48,61 @@ def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, 
     if len(spans) != 1:
         return graph, {}
     start, end = spans[0]
-    calls: list[_Call] = []
+    calls: dict[str, _Call] = {}
+    rows: dict[str, tuple[_Call, ...]] = {}
     kept: list[bytes] = []
     tensors: dict[str, tuple[int, int]] = {}
     for field, wire, value, stop in walk(graph, start, end):
         if field == 1 and wire == 2:
             call = _call(graph, value, stop)
-            if call is not None:
-                calls.append(call)
+            if call.domain == DOMAIN:
+                calls[call.output] = call
+                continue
+            distinct = len(set(call.inputs)) == len(call.inputs) > 0
+            if call.kind == "Concat" and distinct and all(key in calls for key in call.inputs):
+                # Matrices of one product: rows below rows.
+                rows[call.output] = tuple(calls.pop(key) for key in call.inputs)
                 continue
         if field == 5 and wire == 2:
             tensors[_string(graph, value, stop, 8)] = value, stop
         kept.append(_field(field, wire, graph, value, stop))
-    if not calls:
+    rows |= {output: (call,) for output, call in calls.items()}
+    if not rows:
         return graph, {}
     made: dict[str, Callable[[], Bytes]] = {}
-    for call in calls:
-        with _fitting(call, name):
-            inputs = [_tensor(graph, *tensors[key], weights) for key in call.inputs]
-            shape = tuple(int(size) for size in inputs[-1])
-            kept.append(_tagged(5, _declared(call.output, shape)))
-        made[call.output] = partial(_made, call, inputs, name)
+    for output, parts in rows.items():
+        with _fitting(output, name):
+            inputs = [[_tensor(graph, *tensors[key], weights) for key in call.inputs] for call in parts]
+            shapes = [tuple(int(size) for size in own[-1]) for own in inputs]
+            if len({shape[1:] for shape in shapes}) > 1:
+                raise ValueError("rows of different widths")
+            kept.append(_tagged(5, _declared(output, (sum(shape[0] for shape in shapes), *shapes[0][1:]))))
+        made[output] = partial(_made, output, [call.kind for call in parts], inputs, name)
     inner = _tagged(7, b"".join(kept))
     others = [_field(f, w, graph, v, s) for f, w, v, s in outer if f not in (7, 25)]
     return b"".join(others) + inner, made
 
 
 @contextmanager
-def _fitting(call: _Call, name: str) -> Iterator[None]:
+def _fitting(output: str, name: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise BundleError(
-            f"In {name}, the packed matrix {call.output[:80]!r} does not fit its own tensors "
+            f"In {name}, the packed matrix {output[:80]!r} does not fit its own tensors "
             f"({type(error).__name__}); do not use this bundle."
         ) from None
 
 
-def _made(call: _Call, inputs: list[np.ndarray[Any, Any]], name: str) -> Bytes:
-    with _fitting(call, name):
-        return _unpack(call, inputs)
+def _made(output: str, kinds: list[str], inputs: list[list[np.ndarray[Any, Any]]], name: str) -> Bytes:
+    with _fitting(output, name):
+        parts = [_unpack(kind, own) for kind, own in zip(kinds, inputs, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _unpack(call: _Call, inputs: list[np.ndarray[Any, Any]]) -> Bytes:
-    table = call.kind.startswith("Table")
-    groups = [int(bits) for bits in call.kind.removeprefix("Table" if table else "Unpack").split("_")]
+def _unpack(kind: str, inputs: list[np.ndarray[Any, Any]]) -> Bytes:
+    table = kind.startswith("Table")
+    groups = [int(bits) for bits in kind.removeprefix("Table" if table else "Unpack").split("_")]
     shape = tuple(int(size) for size in inputs[-1])
     rest = inputs[-3:-1] if table else inputs[-2:-1]
     order = rest[0].astype(np.int64)
@@ -147,12 +158,10 @@ def _levels(
     return np.take(levels, full[first - start :])
 
 
-def _call(data: bytes, start: int, end: int) -> _Call | None:
-    """A call of one of our functions, None for any other node."""
-    if _string(data, start, end, 7) != DOMAIN:
-        return None
-    inputs = [data[value:stop].decode() for field, _, value, stop in walk(data, start, end) if field == 1]
-    return _Call(_string(data, start, end, 4), tuple(inputs), _string(data, start, end, 2))
+def _call(data: bytes, start: int, end: int) -> _Call:
+    """A node, by its first output."""
+    inputs = tuple(data[value:stop].decode() for field, _, value, stop in walk(data, start, end) if field == 1)
+    return _Call(_string(data, start, end, 7), _string(data, start, end, 4), inputs, _string(data, start, end, 2))
 
 
 def _tensor(data: bytes, start: int, end: int, weights: Bytes) -> np.ndarray[Any, Any]:

@@ -98,6 +98,7 @@ EXPORT_MAY_USE = (
     "edge_svd.errors",
     "edge_svd.files",
     "edge_svd.formats",
+    "edge_svd.fusing",
     "edge_svd.trellis_code",
 )
 

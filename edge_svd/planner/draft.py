@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from edge_svd.architectures import Site
+from edge_svd.fusing import siblings_of, together
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.plan import Choice, Plan
 from edge_svd.planner.solver import Solution
@@ -58,12 +61,37 @@ class Draft:
         def cost(name: str, c: Candidate) -> float:
             return c.loss / loss + TIME_WORTH * setting.nanoseconds(name, c.format) / time
 
-        choice = []
+        same: dict[str, list[int]] = {}
         for name, found, own in zip(self.names, self.candidates, solution.choice, strict=True):
             body = found[own].format.stored
-            same = [i for i, c in enumerate(found) if c.bytes == found[own].bytes and c.format.stored == body]
-            choice.append(min(same, key=lambda i: (cost(name, found[i]), i)))
+            equal = [i for i, c in enumerate(found) if c.bytes == found[own].bytes and c.format.stored == body]
+            same[name] = sorted(equal, key=lambda i: (cost(name, found[i]), i))
+        chosen = {name: equal[0] for name, equal in same.items()}
+        saved = TIME_WORTH * setting.merged_nanoseconds / time
+        for siblings in siblings_of(setting.architecture):
+            chosen |= self._merged(siblings, same, cost, saved)
+        choice = [chosen[name] for name in self.names]
         return replace(solution, choice=tuple(choice))
+
+    def _merged(
+        self,
+        siblings: Sequence[Site],
+        same: Mapping[str, Sequence[int]],
+        cost: Callable[[str, Candidate], float],
+        saved: float,
+    ) -> dict[str, int]:
+        """Candidates of matrices that read the same input, of those in `same` the ones of least total cost, where
+        every matrix that shares the product of another one has `saved` off it."""
+        names = [site.name for site in siblings]
+        found = self.survey.candidates
+
+        def total(picked: Sequence[int]) -> float:
+            chosen = {name: found[name][i] for name, i in zip(names, picked, strict=True)}
+            products = together(siblings, {name: c.format for name, c in chosen.items()})
+            return sum(cost(name, c) for name, c in chosen.items()) - saved * (len(names) - len(products))
+
+        best = min(itertools.product(*(same[name] for name in names)), key=total)
+        return dict(zip(names, best, strict=True))
 
     def plan(self, solution: Solution) -> Plan:
         """The plan of a solution, with its exact size."""

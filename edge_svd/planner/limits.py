@@ -16,6 +16,9 @@ from edge_svd.planner.targets import Setting, Targets
 Table = Sequence[Sequence[Candidate]]
 """Candidates by matrix."""
 
+FUNCTIONS_MATTER = 5_000_000
+"""A bundle below this size feels the kilobytes of a function that unpacks a code, and of every node."""
+
 FILE, MEMORY, LOADING, TIME = "file", "memory", "loading", "time"
 
 

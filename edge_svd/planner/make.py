@@ -10,7 +10,7 @@ from edge_svd.errors import BudgetError, InputError
 from edge_svd.formats import SiteFormat
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
-from edge_svd.planner.limits import FILE
+from edge_svd.planner.limits import FILE, FUNCTIONS_MATTER
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
 from edge_svd.planner.same_ratio import solve_same_ratio
@@ -20,9 +20,6 @@ from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits
 
 ROUNDS = 6
-FUNCTIONS_MATTER = 5_000_000
-"""A bundle below this size feels the kilobytes of a function that unpacks a code."""
-
 FILLED = 2e-3
 """Share of a target that may stay unused without a second look."""
 
@@ -58,7 +55,8 @@ def make_plan(
 
 
 def _smallest_graph(draft: Draft) -> Plan:
-    """The best of three plans: from all formats, from those that call no functions of the graph, from blocks alone.
+    """The best of plans from all formats, from those that call no functions of the graph, and from blocks alone, with
+    and without a look at what fusing saves of the graph.
 
     The solver takes what a kind of format adds to the graph for the same everywhere, and functions for free.
     """
@@ -73,10 +71,12 @@ def _smallest_graph(draft: Draft) -> Plan:
             name: tuple(c for c in found if keep(c.format)) for name, found in draft.survey.candidates.items()
         }
         if all(candidates.values()):
-            try:
-                plans.append(_within_size(replace(draft, survey=replace(draft.survey, candidates=candidates))))
-            except BudgetError as error:
-                refused = refused if refused and refused.smallest <= error.smallest else error
+            own = replace(draft, survey=replace(draft.survey, candidates=candidates))
+            for make in (_within_size, within_limits):
+                try:
+                    plans.append(make(own))
+                except BudgetError as error:
+                    refused = refused if refused and refused.smallest <= error.smallest else error
     if not plans:
         assert refused is not None
         raise refused

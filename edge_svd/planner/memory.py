@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, SiteFormat, padded
+from edge_svd.fusing import fused
 from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
@@ -132,6 +133,11 @@ def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteForma
         layer += 2 * a.intermediate_size
     if a.fused_qkv:
         layer += queries + 2 * keys
+    # What one product gives for several matrices is split among them.
+    outputs: dict[int, int] = {}
+    for group in fused(a, formats):
+        outputs[group[0].layer] = outputs.get(group[0].layer, 0) + sum(site.shape[0] for site in group)
+    layer += max(outputs.values(), default=0)
     widest = padded(max(a.hidden_size, a.intermediate_size, queries))
     chunk = min(load.chunk, load.context)
     different = sum(between - own)
@@ -185,6 +191,7 @@ def _held(
             if product.pattern:
                 key = product.rows, product.blocks, product.pattern
                 patterns[key] = patterns.get(key, 0) + 1
+    weights -= costs.product_bytes * sum(len(group) - 1 for group in fused(architecture, formats))
     # The folded scales of a pattern are one constant for all products that have it.
     weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
     return {

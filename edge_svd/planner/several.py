@@ -54,7 +54,7 @@ def solve_several(
     choice = problem.index[found[np.argsort(problem.group[found])]]
     score = sum(float(group[i]) for group, i in zip(scores, choice, strict=True))
     cost = sum(int(group[i]) for group, i in zip(costs[0], choice, strict=True))
-    return Solution(tuple(int(i) for i in choice), cost, score, min(bound, score))
+    return Solution(tuple(int(i) for i in choice), cost, score, min(bound, score), search.prices)
 
 
 class _Search:
@@ -64,6 +64,7 @@ class _Search:
         self.problem, self.limit = problem, limit
         self.found: NDArray[np.int64] | None = None
         self.best = np.inf
+        self.prices: tuple[float, ...] = ()
         self.open: list[tuple[float, int, _Node]] = []
         self.count = itertools.count()
 
@@ -86,6 +87,7 @@ class _Search:
         relaxed = relax(problem, self.limit)
         if relaxed is None:
             return
+        self.prices = self.prices or tuple(float(price) for price in relaxed.prices)
         bound = max(relaxed.bound, least)
         made = settle(problem, self.limit, relaxed.shares)
         if made is not None:

@@ -26,12 +26,14 @@ RELATIVE_GAP = 5e-4
 
 @dataclass(frozen=True)
 class Solution:
-    """choice[g] indexes group g's candidates; `bound` is below the optimum, gap = (score - bound) / score."""
+    """choice[g] indexes group g's candidates; `bound` is below the optimum, gap = (score - bound) / score; `prices` are
+    what a unit of each limit was worth at the relaxation, in the unit of the score."""
 
     choice: tuple[int, ...]
     cost: int
     score: float
     bound: float
+    prices: tuple[float, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -88,11 +90,11 @@ def solve(costs: Sequence[Sequence[int]], scores: Sequence[Sequence[float]], bud
     choice = [h[i] for h, i in zip(hulls, at, strict=True)]
     total = sum(float(s[c]) for s, c in zip(score, choice, strict=True))
     if not relaxed:
-        return Solution(tuple(choice), spent, total, total)
+        return Solution(tuple(choice), spent, total, total, (0.0,))
     finished, dual = _finish(cost, score, budget, slope, float(bound), choice, total)
     spent = sum(int(c[i]) for c, i in zip(cost, finished, strict=True))
     reached = sum(float(s[i]) for s, i in zip(score, finished, strict=True))
-    return Solution(tuple(finished), spent, reached, max(float(bound), min(dual, reached)))
+    return Solution(tuple(finished), spent, reached, max(float(bound), min(dual, reached)), (slope,))
 
 
 @contextmanager

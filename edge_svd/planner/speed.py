@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
+from edge_svd.fusing import fused
 from edge_svd.planner.memory import cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls
 
@@ -27,6 +28,11 @@ def product_seconds(product: Product, profile: Profile) -> float:
 def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) -> float:
     """All products of an m x n matrix: what the solver trades in."""
     return sum(product_seconds(p, profile) for p in calls(shape, fmt).products)
+
+
+def merged_seconds(profile: Profile) -> float:
+    """What is saved where a matrix is computed in the product of another one that reads the same input."""
+    return 0.0 if profile.speed is None else profile.speed.launch_s
 
 
 def multiplied(site: Site, architecture: Architecture) -> bool:
@@ -51,4 +57,5 @@ def decode_seconds(
         for site in sites_of(architecture)
         if multiplied(site, architecture)
     )
-    return products + other_seconds(architecture, profile, context, item_bytes)
+    merged = sum(len(group) - 1 for group in fused(architecture, formats))
+    return products - merged * merged_seconds(profile) + other_seconds(architecture, profile, context, item_bytes)

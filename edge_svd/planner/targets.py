@@ -23,7 +23,7 @@ from edge_svd.planner.memory import (
     table_bytes,
     unpacked_bytes,
 )
-from edge_svd.planner.speed import decode_seconds, matrix_seconds, multiplied
+from edge_svd.planner.speed import decode_seconds, matrix_seconds, merged_seconds, multiplied
 
 SPEED_CONTEXT = 512
 """Cached tokens at which decoding is predicted, and measured by `fit`; half the context where that is shorter."""
@@ -113,6 +113,11 @@ class Setting:
         if name == EMBEDDING:
             return table_bytes(self.architecture, site.shape, fmt, costs, self.load)
         return matrix_bytes(site.shape, fmt, costs)
+
+    @cached_property
+    def merged_nanoseconds(self) -> int:
+        """What every matrix that is computed in the product of another one saves a token."""
+        return round(1e9 * merged_seconds(self.profile))
 
     def nanoseconds(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to a token's time, in whole nanoseconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from export_session import SharedBuffer, empty_cache, open_session, step
 from export_tiny import FAMILIES, INT8, INT16, make_checkpoint, tiny_model, torch_logits
 
-from edge_svd.architectures import Architecture
+from edge_svd.architectures import Architecture, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export import export_bundle
 from edge_svd.export.decoder import decoder
 from edge_svd.formats import BLOCK_BITS, TRELLIS_BITS, SiteFormat
+from edge_svd.runtime.graph_products import graph_products
 
 TOLERANCE = 1e-4
 """Largest difference of logits of size about 2 (Gemma: 10) with float32 activations."""
@@ -129,6 +131,28 @@ def test_every_format(choose: Any, tied: bool, tmp_path: Path, exact_activations
     assert difference(logits, expected) < TOLERANCE
     logits, _ = step(open_session(bundle, "model.onnx"), a, TOKENS, empty_cache(a, 2))
     assert difference(logits, expected[:, -1:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("apart", ["q", "k", "v", "gate"])
+def test_matrices_of_different_kernels_are_not_fused(
+    family: str, apart: str, tmp_path: Path, exact_activations: None
+) -> None:
+    narrow = SiteFormat("trellis", bits=4, block=16)
+
+    def choose(site: Any) -> SiteFormat:
+        if site.type in ("embedding", "lm_head"):
+            return INT8
+        return narrow if site.type == apart else SiteFormat("trellis", bits=5 if site.type == "up" else 6, block=32)
+
+    model = tiny_model(family)
+    bundle, a = exported(tmp_path, model, choose)
+    rows = Counter(product.rows for product in graph_products((bundle / "model.onnx").read_bytes()))
+    together = {"q": ("k", "v"), "k": ("q", "v"), "v": ("q", "k"), "gate": ("q", "k", "v")}[apart]
+    wide = {site.type: site.shape[0] for site in sites_of(a)}
+    assert rows[sum(wide[kind] for kind in together)] >= a.num_layers
+    logits, _ = step(open_session(bundle), a, TOKENS, empty_cache(a, 2))
+    np.testing.assert_allclose(logits, torch_logits(model, TOKENS), atol=TOLERANCE)
 
 
 def test_widths_that_are_no_multiple_of_16_are_padded(tmp_path: Path, exact_activations: None) -> None:

@@ -17,6 +17,7 @@ from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
 from edge_svd.export.graph import CACHE
 from edge_svd.formats import KINDS, SiteFormat
+from edge_svd.fusing import fused
 from edge_svd.planner.memory import (
     Load,
     cache_bytes,
@@ -71,12 +72,17 @@ def test_every_kind_has_an_entry() -> None:
 def test_products_are_those_of_the_graph(fmt: SiteFormat, architecture: Architecture) -> None:
     formats = chosen(architecture, fmt)
     graph = decoder(architecture, formats, context=64, every_position=False).model
-    counted = Counter(
-        (p.rows, p.columns, p.bits, p.block)
-        for site in sites_of(architecture)
-        if site.type != "embedding"
-        for p in products(site.shape, formats[site.name])
-    )
+    groups = {site.name: group for group in fused(architecture, formats) for site in group}
+    counted: Counter[tuple[int, int, int, int]] = Counter()
+    for site in sites_of(architecture):
+        if site.type == "embedding":
+            continue
+        group = groups.get(site.name, (site,))
+        if site != group[0]:
+            continue  # computed in the product of the first
+        for p in products(site.shape, formats[site.name]):
+            rows = sum(other.shape[0] for other in group) if len(group) > 1 else p.rows
+            counted[rows, p.columns, p.bits, p.block] += 1
     assert counted == Counter((p.rows, p.columns, p.bits, p.block) for p in graph_products(graph))
 
 
