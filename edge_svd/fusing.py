@@ -14,9 +14,9 @@ from edge_svd.formats import SiteFormat, padded
 
 
 class Kernel(NamedTuple):
-    """How the integers of a matrix lie in memory, and whether a code is unpacked into them."""
+    """How the integers of a matrix lie in memory, and the kind of format that they come from."""
 
-    coded: bool
+    kind: str
     bits: int
     block: int
     zero: bool
@@ -25,8 +25,8 @@ class Kernel(NamedTuple):
 def kernel(site: Site, fmt: SiteFormat) -> Kernel | None:
     """The kernel of a matrix that is one product, None for one of several."""
     if fmt.kind in ("int8", "trellis"):
-        return Kernel(fmt.kind == "trellis", 8, fmt.inputs_a_block(padded(site.shape[1])), False)
-    return Kernel(False, fmt.bits, fmt.block, fmt.zero) if fmt.kind == "blocks" else None
+        return Kernel(fmt.kind, 8, fmt.inputs_a_block(padded(site.shape[1])), False)
+    return Kernel(fmt.kind, fmt.bits, fmt.block, fmt.zero) if fmt.kind == "blocks" else None
 
 
 def together(

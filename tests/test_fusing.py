@@ -23,6 +23,7 @@ def test_equal_kernels_are_one_product() -> None:
     assert groups(wide, int8, wide) == ["qv", "k"]
     assert groups(*(SiteFormat("trellis", bits=bits) for bits in (2, 5, 3))) == ["qkv"]
     assert groups(SiteFormat("trellis", bits=2), int8, int8) == ["q", "kv"]  # codes are unpacked, rows are not
+    assert groups(wide, SiteFormat("blocks", bits=8, block=64), wide) == ["qv", "k"]  # a scale a row, and one a block
 
 
 def test_blocks_must_be_alike_in_everything() -> None:
