@@ -27,7 +27,7 @@ from edge_svd.compress import rounded_blocks, rounded_components, rounded_table
 from edge_svd.errors import BudgetError
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import canonical_json
-from edge_svd.formats import PIVOTED, SiteFormat
+from edge_svd.formats import BLOCKED, PIVOTED, SiteFormat
 from edge_svd.models import OpenedModel, open_model
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import rounded_inputs
@@ -93,7 +93,7 @@ class Rebuilder:
 
     def kept_matrix(self, name: str, fmt: SiteFormat) -> torch.Tensor:
         """One of them, from disk if it was made before."""
-        body = replace(fmt, block=0) if fmt.kind != "blocks" else fmt
+        body = replace(fmt, block=0) if fmt.kind not in BLOCKED else fmt
         if body.kind == "table":
             return self.matrix(name, body)
         file = self.kept / f"{name}-{hashlib.sha256(canonical_json(body.to_json())).hexdigest()[:16]}.npy"
