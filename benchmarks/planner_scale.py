@@ -20,8 +20,8 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.devices import DEFAULT, load_profile
 from edge_svd.files import atomic_write
 from edge_svd.formats import ALIGNMENT, SiteFormat, weight_bytes
+from edge_svd.planner.knapsack.several_limits import solve_several
 from edge_svd.planner.memory import Load
-from edge_svd.planner.several import solve_several
 from edge_svd.planner.targets import Setting
 from edge_svd.report.machine import describe, today
 

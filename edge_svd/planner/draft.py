@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from edge_svd.architectures import Site
 from edge_svd.fusing import siblings_of, together
 from edge_svd.planner.candidate import Candidate
+from edge_svd.planner.knapsack.one_limit import Solution
 from edge_svd.planner.plan import Choice, Plan
-from edge_svd.planner.solver import Solution
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 

@@ -10,11 +10,11 @@ from edge_svd.errors import BudgetError, InputError
 from edge_svd.formats import SiteFormat
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
+from edge_svd.planner.knapsack.one_limit import Solution, solve
 from edge_svd.planner.limits import FILE, FUNCTIONS_MATTER
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
 from edge_svd.planner.same_ratio import solve_same_ratio
-from edge_svd.planner.solver import Solution, solve
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from edge_svd.architectures import Site
 from edge_svd.fusing import Kernel, kernel, siblings_of
 from edge_svd.planner.draft import Draft
+from edge_svd.planner.knapsack.one_limit import Solution
 from edge_svd.planner.limits import FILE, LOADING, MEMORY, TIME, Limit
-from edge_svd.planner.solver import Solution
 from edge_svd.planner.targets import Setting
 
 MERGED_GRAPH_BYTES = 1400

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edge_svd.architectures import Site
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.solver import Solution
+from edge_svd.planner.knapsack.one_limit import Solution
 
 
 def solve_same_ratio(sites: Sequence[Site], candidates: Sequence[Sequence[Candidate]], budget: int) -> Solution | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from edge_svd.errors import BudgetError
 from edge_svd.planner.draft import Draft
+from edge_svd.planner.knapsack.several_limits import solve_several
 from edge_svd.planner.limits import FILE, FUNCTIONS_MATTER, LOADING, MEMORY, Limit, limits_of
 from edge_svd.planner.merging import MERGED_GRAPH_BYTES, Problem, merged, whole
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
-from edge_svd.planner.several import solve_several
 
 ROUNDS = 8
 PRICES = (1.0, 2.0)

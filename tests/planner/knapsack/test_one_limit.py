@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_svd.planner.solver import lower_hull, silent_stdout, solve
+from edge_svd.planner.knapsack.one_limit import lower_hull, silent_stdout, solve
 
 Group = list[tuple[int, float]]
 groups = st.lists(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_svd.planner.exchange import exchanged
-from edge_svd.planner.relaxation import WHOLE, Problem, Relaxed, relax, settle, unbeaten
-from edge_svd.planner.solver import Solution, solve
+from edge_svd.planner.knapsack.exchange import exchanged
+from edge_svd.planner.knapsack.one_limit import Solution, solve
+from edge_svd.planner.knapsack.relaxation import WHOLE, Problem, Relaxed, relax, settle, unbeaten
 
 NODES = 200
 """Relaxations solved at most; a few dozen are usual."""

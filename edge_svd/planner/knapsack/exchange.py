@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_svd.planner.relaxation import Problem
+from edge_svd.planner.knapsack.relaxation import Problem
 
 MOST_EXCHANGED = 700
 """Candidates looked at in pairs, those of least reduced cost."""

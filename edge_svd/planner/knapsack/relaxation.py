@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from edge_svd.planner.solver import silent_stdout
+from edge_svd.planner.knapsack.one_limit import silent_stdout
 
 MOST_SETTLED = 20_000
 """Ways of settling split groups that are tried one by one."""

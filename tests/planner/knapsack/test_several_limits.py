@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_svd.planner.several import solve_several
+from edge_svd.planner.knapsack.several_limits import solve_several
 
 Entry = tuple[int, int, int, float]
 cost = st.integers(1, 40)
