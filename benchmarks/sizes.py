@@ -91,7 +91,7 @@ def main() -> None:
     for entry in rows.values():
         changes = [f"{entry['perplexity'][text] / dense['perplexity'][text] - 1:+.2%}" for text in TEXTS]
         print(f"| {entry['file_bytes'] / 1e6:.2f} | {' | '.join(changes)} | {entry['predicted_kl']:.4f} |")
-    name = f"sizes-tuned-{today()}.json" if options.tune else f"sizes-{today()}.json"
+    name = f"tuned-{today()}.json" if options.tune else f"sizes-{today()}.json"
     results = Path(__file__).parent / "results" / name
     results.write_text(json.dumps({"machine": describe(), "date": today(), "dense": dense, "rows": rows}, indent=1))
 
