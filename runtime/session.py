@@ -217,6 +217,11 @@ class Session:
                 self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", value)
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
 
+    @property
+    def unpacked(self) -> UnpackedRows | None:
+        """Matrices that were unpacked for onnxruntime, None where it reads all as they lie in the file."""
+        return getattr(self._session, "edge_svd_unpacked", None)
+
     def prefill(self, ids: Sequence[int], *, chunk: int = DEFAULT_CHUNK) -> Logits:
         """Append a prompt to the cache, at most `chunk` tokens a pass; returns the logits after its last token.
 
