@@ -66,11 +66,13 @@ def _smallest_graph(draft: Draft) -> Plan:
         lambda fmt: fmt.kind == "blocks",
     )
     plans, refused = [], None
+    seen: list[Mapping[str, tuple[Candidate, ...]]] = []
     for keep in kept:
         candidates = {
             name: tuple(c for c in found if keep(c.format)) for name, found in draft.survey.candidates.items()
         }
-        if all(candidates.values()):
+        if all(candidates.values()) and candidates not in seen:
+            seen.append(candidates)
             own = replace(draft, survey=replace(draft.survey, candidates=candidates))
             for make in (_within_size, within_limits):
                 try:

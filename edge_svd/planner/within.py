@@ -13,7 +13,9 @@ from edge_svd.planner.merging import MERGED_GRAPH_BYTES, Problem, merged, whole
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
 
-ROUNDS = 8
+ROUNDS, FIRST = 8, 3
+"""Corrections of the budgets; of those of the plan without fusing, which is there to give prices."""
+
 PRICES = (1.0, 2.0)
 """Fusing is weighed at the prices of the limits without it, and at higher ones: where it pays, it pays for many."""
 
@@ -58,7 +60,8 @@ def _best(draft: Draft, limits: Sequence[Limit], scores: Sequence[Sequence[float
     None if none was found."""
     wanted = [[c.score for c in found] for found in draft.candidates] if scores is None else scores
     problem = whole(limits, wanted)
-    free = _settled(draft, limits, problem)
+    free = None if _small(limits) else _settled(draft, limits, problem, FIRST)
+    free = free or _settled(draft, limits, problem)
     if free is not None:
         tried = [merged(draft, limits, problem, [scale * p for p in free.prices]) for scale in PRICES]
     else:
@@ -68,8 +71,15 @@ def _best(draft: Draft, limits: Sequence[Limit], scores: Sequence[Sequence[float
         left = [tuple(own[i] for i in kept) for own, kept in zip(wanted, made.left, strict=True)]
         tried = [replace(made, scores=tuple(left))]
     different = {made.left: made for made in tried if made.left != problem.left}
+    if not different:
+        return free if _small(limits) else _settled(draft, limits, problem)
     found = [free, *(_settled(draft, limits, made) for made in different.values())]
     return min((made for made in found if made is not None), key=lambda made: made.score, default=None)
+
+
+def _small(limits: Sequence[Limit]) -> bool:
+    """Whether the graphs are a good part of the bundle."""
+    return limits[0].name == FILE and limits[0].target < FUNCTIONS_MATTER
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class _Settled:
     prices: tuple[float, ...]
 
 
-def _settled(draft: Draft, limits: Sequence[Limit], problem: Problem) -> _Settled | None:
+def _settled(draft: Draft, limits: Sequence[Limit], problem: Problem, rounds: int = ROUNDS) -> _Settled | None:
     """The best plan of a problem; None if none was found."""
     start = problem.least(0)
     plan = draft.plan(draft.fixed(problem.choice(start)))
@@ -102,7 +112,7 @@ def _settled(draft: Draft, limits: Sequence[Limit], problem: Problem) -> _Settle
             best = _Settled(plan, solution.score, solution.prices)
         return problem.spent(solution), spare
 
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         made = solved()
         if made is None:
             break
@@ -121,7 +131,7 @@ def _settled(draft: Draft, limits: Sequence[Limit], problem: Problem) -> _Settle
         if changed == budgets:
             break
         budgets = changed
-    if limits[0].name == FILE and limits[0].target < FUNCTIONS_MATTER and best is not None:
+    if _small(limits) and best is not None:
         # What is fused changes the graphs by kilobytes, and so by more than one matrix.
         for _ in range(SCANNED):
             budgets = [budgets[0] + MERGED_GRAPH_BYTES // 2, *budgets[1:]]
