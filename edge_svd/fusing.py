@@ -59,6 +59,11 @@ def fused(architecture: Architecture, formats: Mapping[str, SiteFormat]) -> list
     return [group for group in groups if len(group) > 1]
 
 
+def merges(architecture: Architecture, formats: Mapping[str, SiteFormat]) -> int:
+    """How many matrices of a model are computed in the product of another one."""
+    return sum(len(group) - 1 for group in fused(architecture, formats))
+
+
 def joined(names: Sequence[str]) -> str:
     """A name for several matrices of one module: model.layers.0.mlp.gate_proj+up_proj."""
     return "+".join([names[0], *(name.rpartition(".")[2] for name in names[1:])])

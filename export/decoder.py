@@ -171,11 +171,14 @@ class _Decoder:
             if len(group) == 1:
                 found[group[0].name] = self.linear(x, group[0].name)
             else:
-                bias = group[0].bias or group[0].name in self.biases
-                made = fused_linear(self.b, x, group, self.formats, bias)
+                made = fused_linear(self.b, x, group, self.formats, self.biased(group[0]))
                 found |= dict(zip((site.name for site in group), made, strict=True))
         return [found[name] for name in names]
 
     def linear(self, x: ir.Value, name: str, matrix: str = "") -> ir.Value:
         site = self.sites[name]
-        return linear(self.b, x, site, self.formats[matrix or name], matrix, bias=site.bias or name in self.biases)
+        return linear(self.b, x, site, self.formats[matrix or name], matrix, bias=self.biased(site))
+
+    def biased(self, site: Site) -> bool:
+        """Whether a matrix adds a bias."""
+        return site.bias or site.name in self.biases

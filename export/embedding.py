@@ -48,7 +48,7 @@ def _block_rows(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, mu
     """The same from blocks: the looked-up bytes are split into their values, less the zero points, times the scales."""
     hidden, count = site.shape[1], 8 // fmt.bits
     blocks = hidden // fmt.block
-    values, codes, zeros = stored_blocks(builder, site.name, site.shape, fmt)
+    values, codes, zeros = stored_blocks(builder, [site.name], site.shape, fmt)
     rows = _values(builder, builder.op("Gather", values, ids, axis=0), fmt.bits, [0, 0, blocks, fmt.block])
     if zeros is None:
         centre = builder.constant(2.0 ** (fmt.bits - 1), np.float32)

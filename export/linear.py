@@ -50,10 +50,7 @@ def linear(
     if fmt.kind == "low-rank":
         return _low_rank(builder, x, name, (m, n), fmt, add)
     if fmt.kind in BLOCKED:
-        values, codes, zeros = stored_blocks(builder, name, (m, n), fmt)
-        row = builder.shared("Div", float_scale(builder, name, m, "s8"), builder.constant(BLOCK_STEPS, np.float32))
-        scales = builder.shared("Mul", builder.shared("Cast", codes, to=int(FLOAT)), row)
-        y = _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
+        y = _blocked(builder, x, [name], (m, n), fmt, add)
         if not fmt.k8:
             return y
         thin = SiteFormat("low-rank", fmt.k8)
@@ -77,15 +74,8 @@ def fused_linear(
     m, name, fmt = sum(rows), joined(names), formats[names[0]]
     x = pad_activation(builder, x, n)
     add = _joint(builder, names, "bias", FLOAT, (m,)) if bias else None
-    scale = builder.op("Cast", _joint(builder, names, "s8", BFLOAT16, (m, 1)), to=int(FLOAT))
     if fmt.kind == "blocks":
-        blocks = n // fmt.block
-        values = _joint(builder, names, "q", UINT8, (m, blocks, fmt.block * fmt.bits // 8))
-        codes = _joint(builder, names, "u8", UINT8, (m, blocks))
-        zeros = _joint(builder, names, "z", UINT8, (m, -(-blocks * fmt.bits // 8))) if fmt.zero else None
-        row = builder.op("Div", scale, builder.constant(BLOCK_STEPS, np.float32))
-        scales = builder.op("Mul", builder.op("Cast", codes, to=int(FLOAT)), row)
-        y = _product(builder, x, values, scales, (m, n), fmt.block, add, fmt.bits, zeros)
+        y = _blocked(builder, x, names, (m, n), fmt, add)
     else:
         block = fmt.inputs_a_block(padded(n))
         count = padded(n) // block
@@ -100,7 +90,8 @@ def fused_linear(
                 return chain.from_iterable(planes.rows8(read, f"{own}.q8") for own in names)
 
             weight = builder.weight(f"{name}.q8", UINT8, (m, count, block), read_rows)
-        scales = builder.op("Mul", scale, builder.constant([[1.0] * count], np.float32))
+        row = builder.op("Cast", _joint(builder, names, "s8", BFLOAT16, (m, 1)), to=int(FLOAT))
+        scales = builder.op("Mul", row, builder.constant([[1.0] * count], np.float32))
         y = _product(builder, x, weight, scales, (m, count * block), block, add)
     return builder.node("Split", [y, builder.constant(rows, np.int64)], outputs=len(rows), axis=-1)
 
@@ -109,6 +100,17 @@ def _joint(builder: Builder, names: Sequence[str], suffix: str, dtype: ir.DataTy
     """A tensor that several matrices have under one suffix, rows below rows."""
     tensors = [f"{name}.{suffix}" for name in names]
     return builder.weight(f"{joined(names)}.{suffix}", dtype, shape, lambda read: (read(tensor) for tensor in tensors))
+
+
+def _blocked(
+    builder: Builder, x: ir.Value, names: Sequence[str], shape: tuple[int, int], fmt: SiteFormat, bias: ir.Value | None
+) -> ir.Value:
+    """The product with matrices in blocks, rows below rows: [m, n] in all."""
+    values, codes, zeros = stored_blocks(builder, names, shape, fmt)
+    row = builder.shared("Cast", _joint(builder, names, "s8", BFLOAT16, (shape[0], 1)), to=int(FLOAT))
+    row = builder.shared("Div", row, builder.constant(BLOCK_STEPS, np.float32))
+    scales = builder.shared("Mul", builder.shared("Cast", codes, to=int(FLOAT)), row)
+    return _product(builder, x, values, scales, shape, fmt.block, bias, fmt.bits, zeros)
 
 
 def dense_matrix(
@@ -129,24 +131,19 @@ def dense_matrix(
 
 
 def stored_blocks(
-    builder: Builder, name: str, shape: tuple[int, int], fmt: SiteFormat
+    builder: Builder, names: Sequence[str], shape: tuple[int, int], fmt: SiteFormat
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-    """A matrix in blocks: integers uint8 [m, blocks, bytes a block], scale codes [m, blocks], zero points if any."""
+    """Matrices in blocks, [m, n] in all: integers uint8 [m, blocks, bytes a block], scale codes [m, blocks], zero
+    points if any."""
     m, blocks = shape[0], shape[1] // fmt.block
-
-    def stored(suffix: str, *dims: int) -> ir.Value:
-        tensor = f"{name}.{suffix}"
-        return builder.weight(tensor, UINT8, dims, lambda read: iter([read(tensor)]))
-
-    values = stored("q", m, blocks, fmt.block * fmt.bits // 8)
-    zeros = stored("z", m, -(-blocks * fmt.bits // 8)) if fmt.zero else None
-    return values, stored("u8", m, blocks), zeros
+    values = _joint(builder, names, "q", UINT8, (m, blocks, fmt.block * fmt.bits // 8))
+    zeros = _joint(builder, names, "z", UINT8, (m, -(-blocks * fmt.bits // 8))) if fmt.zero else None
+    return values, _joint(builder, names, "u8", UINT8, (m, blocks)), zeros
 
 
 def stored_scale(builder: Builder, name: str, rows: int, suffix: str) -> ir.Value:
     """A scale for each row as it lies in the file, bfloat16 [rows, 1]."""
-    tensor = f"{name}.{suffix}"
-    return builder.weight(tensor, BFLOAT16, (rows, 1), lambda read: iter([read(tensor)]))
+    return _joint(builder, [name], suffix, BFLOAT16, (rows, 1))
 
 
 def column_scale(builder: Builder, name: str, width: int) -> ir.Value:

@@ -11,6 +11,7 @@ from edge_svd.fusing import siblings_of, together
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.knapsack.one_limit import Solution
 from edge_svd.planner.plan import Choice, Plan
+from edge_svd.planner.products import calls
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 
@@ -50,6 +51,10 @@ class Draft:
 
     def picked(self, choice: Sequence[int]) -> list[Candidate]:
         return [found[i] for found, i in zip(self.candidates, choice, strict=True)]
+
+    def widths(self, matrix: int, candidate: int) -> tuple[int, ...]:
+        """Of what passes between the products of a matrix in one of its candidates, both by number."""
+        return calls(self.survey.sites[matrix].shape, self.candidates[matrix][candidate].format).widths
 
     def quick(self, solution: Solution) -> Solution:
         """The same matrices in the same numbers, with as many inputs to an activation scale as is best: bytes on disk

@@ -34,14 +34,6 @@ class Limit:
     costs: tuple[tuple[int, ...], ...]
     value: Callable[[Plan], int]
 
-    def of(self, choice: Sequence[int]) -> int:
-        """Total cost of a choice."""
-        return sum(own[i] for own, i in zip(self.costs, choice, strict=True))
-
-    def least(self) -> list[int]:
-        """The choice that costs least."""
-        return [min(range(len(own)), key=lambda i: (own[i], i)) for own in self.costs]
-
 
 def limits_of(
     targets: Targets,

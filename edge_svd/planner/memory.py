@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, SiteFormat, padded
-from edge_svd.fusing import fused
+from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
@@ -191,7 +191,7 @@ def _held(
             if product.pattern:
                 key = product.rows, product.blocks, product.pattern
                 patterns[key] = patterns.get(key, 0) + 1
-    weights -= costs.product_bytes * sum(len(group) - 1 for group in fused(architecture, formats))
+    weights -= costs.product_bytes * merges(architecture, formats)
     # The folded scales of a pattern are one constant for all products that have it.
     weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
     return {

@@ -7,7 +7,7 @@ formats of one kernel, less the launches that they save, against the best format
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_svd.architectures import Site
@@ -40,6 +40,17 @@ class Problem:
     def least(self, limit: int) -> list[int]:
         """The choice that costs least under one limit."""
         return [min(range(len(own)), key=lambda i: (own[i], i)) for own in self.costs[limit]]
+
+    def only(self, kept: Callable[[int, int], bool]) -> Problem:
+        """With the candidates for which `kept(matrix, candidate)` holds, by number; all where a matrix has none."""
+        held = [[k for k, i in enumerate(own) if kept(at, i)] or range(len(own)) for at, own in enumerate(self.left)]
+        return Problem(
+            tuple(tuple(own[k] for k in ks) for own, ks in zip(self.left, held, strict=True)),
+            tuple(
+                tuple(tuple(own[k] for k in ks) for own, ks in zip(limit, held, strict=True)) for limit in self.costs
+            ),
+            tuple(tuple(own[k] for k in ks) for own, ks in zip(self.scores, held, strict=True)),
+        )
 
 
 def whole(limits: Sequence[Limit], scores: Sequence[Sequence[float]]) -> Problem:

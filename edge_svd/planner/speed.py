@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
-from edge_svd.fusing import fused
+from edge_svd.fusing import merges
 from edge_svd.planner.memory import cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls
 
@@ -57,5 +57,5 @@ def decode_seconds(
         for site in sites_of(architecture)
         if multiplied(site, architecture)
     )
-    merged = sum(len(group) - 1 for group in fused(architecture, formats))
-    return products - merged * merged_seconds(profile) + other_seconds(architecture, profile, context, item_bytes)
+    saved = merges(architecture, formats) * merged_seconds(profile)
+    return products - saved + other_seconds(architecture, profile, context, item_bytes)

@@ -71,10 +71,17 @@ def _best(draft: Draft, limits: Sequence[Limit], scores: Sequence[Sequence[float
         left = [tuple(own[i] for i in kept) for own, kept in zip(wanted, made.left, strict=True)]
         tried = [replace(made, scores=tuple(left))]
     different = {made.left: made for made in tried if made.left != problem.left}
-    if not different:
-        return free if _small(limits) else _settled(draft, limits, problem)
-    found = [free, *(_settled(draft, limits, made) for made in different.values())]
-    return min((made for made in found if made is not None), key=lambda made: made.score, default=None)
+    found = [(_settled(draft, limits, made), made) for made in different.values()]
+    found.append((free if different or _small(limits) else _settled(draft, limits, problem), problem))
+    settled = [(made, of) for made, of in found if made is not None]
+    if not settled:
+        return None
+    best, of = min(settled, key=lambda made: made[0].score)
+    # A width that passes between two products takes a buffer, however few matrices have it: no candidate's own cost.
+    plain = of.only(lambda at, i: not draft.widths(at, i))
+    if plain.left != of.left and any(limit.name == MEMORY for limit in limits):
+        best = min((best, _settled(draft, limits, plain) or best), key=lambda made: made.score)
+    return best
 
 
 def _small(limits: Sequence[Limit]) -> bool:

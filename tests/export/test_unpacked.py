@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from export_session import empty_cache, open_session, step
 from export_tiny import make_checkpoint, tiny_model
 
+from edge_svd.architectures import Architecture, sites_of
 from edge_svd.export import export_bundle
 from edge_svd.formats import SiteFormat
 from edge_svd.runtime.errors import BundleError
@@ -20,7 +22,7 @@ FILES = ("model_scoring.onnx", "model.onnx.data")
 
 
 @pytest.fixture(scope="module", params=(True, False), ids=("tied", "untied"))
-def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Architecture]:
     folder = tmp_path_factory.mktemp("coded")
     model = tiny_model("llama", tie_word_embeddings=request.param, hidden_size=40)
     table = SiteFormat("table", rows=((6, 10), (3, 50), (1, 36)))
@@ -34,17 +36,26 @@ def coded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return export_bundle(folder / "checkpoint", folder / "bundle"), architecture
 
 
+def packed_rows(architecture: Architecture) -> int:
+    """Rows of all matrices, each of which is packed; those of one product are unpacked below each other."""
+    return sum(site.shape[0] for site in sites_of(architecture) if not site.tied_to)
+
+
+def rows_of(arrays: Iterable[np.ndarray]) -> int:
+    return sum(len(array) for array in arrays)
+
+
 def files(bundle: Path) -> tuple[bytes, np.ndarray]:
     graph, data = ((bundle / name).read_bytes() for name in FILES)
     return graph, np.frombuffer(data, np.uint8)
 
 
-def test_both_ways_give_the_same_logits(coded: tuple[Path, object]) -> None:
+def test_both_ways_give_the_same_logits(coded: tuple[Path, Architecture]) -> None:
     bundle, a = coded
     folded, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
     graph, made = unpacked(*files(bundle), FILES[0])
     arrays = {name: make() for name, make in made.items()}
-    assert len(arrays) >= 9 and all(array.dtype == np.uint8 for array in arrays.values())
+    assert rows_of(arrays.values()) == packed_rows(a) and all(array.dtype == np.uint8 for array in arrays.values())
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_external_initializers(
@@ -61,7 +72,7 @@ def test_a_graph_without_packed_matrices_stays_as_it_is(tmp_path: Path) -> None:
     assert unpacked(graph, data, "g") == (graph, {})
 
 
-def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, object]) -> None:
+def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, Architecture]) -> None:
     from edge_svd.runtime.bundle import open_bundle
     from edge_svd.runtime.session import open_onnx
 
@@ -69,13 +80,13 @@ def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, object]
     expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
     session = open_onnx(open_bundle(bundle), FILES[0], threads=1, spinning=False, arena=False)
     rows = session.edge_svd_unpacked
-    assert len(rows.names) >= 9 and set(rows.dropped) == set(rows.names)
+    assert rows_of(map(rows.array, rows.names)) == packed_rows(a) and set(rows.dropped) == set(rows.names)
     assert not any(rows.array(name).any() for name in rows.names)
     given, _ = step(session, a, TOKENS, empty_cache(a))
     np.testing.assert_array_equal(expected, given)
 
 
-def test_rows_are_restored_where_onnxruntime_still_reads_them(coded: tuple[Path, object]) -> None:
+def test_rows_are_restored_where_onnxruntime_still_reads_them(coded: tuple[Path, Architecture]) -> None:
     """Handed over as shared initializers, they are not copied: a Gather looks tokens up in our memory."""
     from edge_svd.runtime.unpacked_rows import UnpackedRows
 
@@ -119,14 +130,14 @@ def test_the_runtime_keeps_what_it_hands_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [(b"Table6_3_1", b"Table6_2_1"), (b"Unpack3", b"Unpack9"), (b"Unpack2", b"Unpack1")])
-def test_calls_that_do_not_fit_are_refused(coded: tuple[Path, object], change: tuple[bytes, bytes]) -> None:
+def test_calls_that_do_not_fit_are_refused(coded: tuple[Path, Architecture], change: tuple[bytes, bytes]) -> None:
     graph, data = files(coded[0])
     assert change[0] in graph
     with pytest.raises(BundleError, match="does not fit its own tensors"):
         all(make() is not None for make in unpacked(graph.replace(*change), data, "g")[1].values())
 
 
-def test_rows_out_of_place_are_refused(coded: tuple[Path, object]) -> None:
+def test_rows_out_of_place_are_refused(coded: tuple[Path, Architecture]) -> None:
     graph, data = files(coded[0])
     _, made = unpacked(graph, data, "g")
     places = np.frombuffer(data.tobytes(), "<u2")
