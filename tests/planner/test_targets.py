@@ -116,7 +116,7 @@ def test_memory_targets_are_no_worse_than_one_technique(make: Make, least: int) 
     for kind in ("int8", "low-rank", "pivoted"):
         try:
             # What is fused changes the memory in steps that a model this small feels.
-            assert best <= make(ram=ram, candidates=kind).kl * 1.02
+            assert best <= make(ram=ram, candidates=kind).kl * 1.001
             reached += 1
         except BudgetError:
             pass
