@@ -106,7 +106,7 @@ def candidates(site: Site, rng: np.random.Generator) -> list[tuple[SiteFormat, f
 def measure(name: str, architecture: Architecture) -> dict[str, object]:
     """Seconds for the tables and for each solution."""
     rng = np.random.default_rng(0)
-    setting = Setting(architecture, load_profile(DEFAULT), Load(2048, 128, 4, 2_000_000))
+    setting = Setting(architecture, load_profile(DEFAULT), Load(2048, 128, 2_000_000))
     sites = [site for site in sites_of(architecture) if not site.tied_to]
     started = time.perf_counter()
     table = [candidates(site, rng) for site in sites]

@@ -146,6 +146,11 @@ def norms_of(architecture: Architecture) -> dict[str, int]:
     return norms | {"model.norm.weight": a.hidden_size}
 
 
+def cache_scale(layer: int, part: str) -> str:
+    """Name of the scales of an int8 cache, float32 [num_kv_heads * head_dim]; part: "key" or "value"."""
+    return f"model.layers.{layer}.self_attn.cache.{part}.scale"
+
+
 def architecture_of(config: Any) -> Architecture:
     """Describe a transformers configuration; InputError, naming the architecture, if that is not possible."""
     family = str(getattr(config, "model_type", "") or type(config).__name__)

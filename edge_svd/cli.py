@@ -21,6 +21,7 @@ from edge_svd.cli_options import (
     Device,
     Force,
     Json,
+    KvCache,
     Method,
     MinDecode,
     Ram,
@@ -66,6 +67,7 @@ def fit(
     ] = None,
     ram: Ram = None,
     prompt_chunk: Chunk = None,
+    kv_cache: KvCache = None,
     min_decode_tps: MinDecode = None,
     device: Device = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Named options; see `edge-svd recipes`.")] = None,
@@ -102,6 +104,7 @@ def fit(
         "size": size,
         "ram": ram,
         "prompt_chunk": prompt_chunk,
+        "kv_cache": kv_cache,
         "min_decode_tps": min_decode_tps,
         "device": device,
         "calibration": tuple(calibration) if calibration else None,
@@ -162,6 +165,7 @@ def plan(
     size: Annotated[str | None, typer.Option("--size", help="Largest size of the bundle.")] = None,
     ram: Ram = None,
     prompt_chunk: Chunk = None,
+    kv_cache: KvCache = None,
     min_decode_tps: MinDecode = None,
     device: Device = None,
     method: Method = "io-svd",
@@ -184,7 +188,7 @@ def plan(
     targets = targets_of({"size": size, "ram": ram, "min_decode_tps": min_decode_tps, "device": device})
     options = Planning(method, allocation, candidates, context, seed)
     options = replace(options, prompt_chunk=prompt_chunk or options.prompt_chunk, device=device or options.device)
-    options = replace(options, resident=targets.resident)
+    options = replace(options, resident=targets.resident, kv_cache=kv_cache or options.kv_cache)
     refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()
@@ -301,6 +305,7 @@ def front(
     candidates: Candidates = None,
     context: Context = None,
     prompt_chunk: Chunk = None,
+    kv_cache: KvCache = None,
     device: Device = None,
     seed: Seed = 0,
     force: Annotated[
@@ -317,6 +322,7 @@ def front(
     from edge_svd.steps import Calibration, Planning
 
     options = Planning(method, allocation, candidates, context, seed)
+    options = replace(options, kv_cache=kv_cache or options.kv_cache)
     result = run_front(
         model,
         targets_from(sizes, rams),

@@ -31,6 +31,10 @@ Ram = Annotated[
     str | None, typer.Option("--ram", help="Largest peak of resident memory, with the context full: 300MB.")
 ]
 Chunk = Annotated[int | None, typer.Option("--prompt-chunk", min=1, help="Prompt tokens a pass (128).")]
+KvCache = Annotated[
+    str | None,
+    typer.Option("--kv-cache", help="float32, int8, or auto (int8 where --ram makes it worth while)."),
+]
 MinDecode = Annotated[
     float | None, typer.Option("--min-decode-tps", help="Least decoding speed on the device, tokens a second.")
 ]

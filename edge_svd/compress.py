@@ -29,6 +29,7 @@ from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
 from edge_svd.planner.generators.trellis import table_metric
+from edge_svd.planner.kv_cache import rounded_cache
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.views import context_of
 from edge_svd.quantize.blocks import Blocked, pack_blocks, round_blocks
@@ -87,9 +88,11 @@ def compress(
             save_weights(partial, stem, arrays)
         else:
             done += len(sites)
-    save_weights(
-        partial, "rest", opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
-    )
+    rest = opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
+    if plan.kv_cache == "int8":
+        scales = rounded_cache(opened, statistics).scales
+        rest |= {name: scale.numpy() for name, scale in scales.items()}
+    save_weights(partial, "rest", rest)
     progress(len(plan.sites), len(plan.sites))
     source = {"model": opened.name, "digest": opened.digest}
     finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions)

@@ -45,6 +45,9 @@ our kernels round activations to int8. SmolLM2 all in int8 is at 0.0020, 0.0036,
 PROOF_SHARE = 0.02
 """A model that truncation has moved far answers more to noise: this share of the plan's loss is allowed if more."""
 
+PROOF_CACHE = 3.0
+"""The checkpoint in torch has an exact KV cache: this many times what rounding the bundle's loses is allowed too."""
+
 MEASURED_WINDOWS = 6
 CALIBRATION, PLANNING = Calibration(), Planning()
 
@@ -204,11 +207,13 @@ def tune_scales(opened: OpenedModel, checkpoint: Path, text: CalibrationText, pl
 
 
 def allowed_kl(plan: Plan, sites: Sequence[Site]) -> float:
-    """What rounding of activations may put between the checkpoint and the bundle of a plan: by product, on average."""
+    """What rounding of activations, by product, on average, and of the KV cache may put between the checkpoint and the
+    bundle of a plan."""
     formats = plan.formats
     products = [(site, formats[site.tied_to or site.name]) for site in sites if site.type != "embedding"]
     blocks = [fmt.inputs_a_block(padded(site.shape[1])) for site, fmt in products]
-    return max(sum(PROOF_KL[block] for block in blocks) / len(blocks), PROOF_SHARE * plan.kl)
+    allowed = max(sum(PROOF_KL[block] for block in blocks) / len(blocks), PROOF_SHARE * plan.kl)
+    return allowed + PROOF_CACHE * plan.kv_cache_loss
 
 
 def prove_bundle(checkpoint: Path, bundle: Path, text: CalibrationText, limit: float, threads: int) -> Proof:

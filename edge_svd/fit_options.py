@@ -63,6 +63,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             options.get("device", planning.device),
             steps_of(options["tune"]) if "tune" in options else 0,
             refine=options.get("refine", planning.refine),
+            kv_cache=options.get("kv_cache", planning.kv_cache),
         ),
     )
 

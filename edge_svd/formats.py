@@ -38,6 +38,9 @@ PIVOTED = ("row-pivoted", "column-pivoted")
 FACTORED = ("low-rank", *PIVOTED)
 CODED = ("trellis", "table")
 BLOCKED = ("blocks", "corrected")
+KV_CACHES = {"float32": 4, "int8": 1}
+"""Kind of KV cache → bytes of one of its numbers. int8 has a scale for every channel of every key and value head."""
+
 KINDS = ("int8", "int16", *FACTORED, *CODED, *BLOCKED)
 ITEM_BYTES = {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "uint32": 4, "bfloat16": 2, "float32": 4}
 

@@ -36,6 +36,7 @@ class Recipe:
     ram: int | None = None
     context: int | None = None
     prompt_chunk: int | None = None
+    kv_cache: str | None = None
     min_decode_tps: float | None = None
     device: str | None = None
     calibration: tuple[str, ...] | None = None
@@ -77,6 +78,7 @@ _KINDS: dict[str, _Kind] = {
     "ram": _Kind((str, int), 'a size like "64MB"', '"300MB"'),
     "context": _Kind(_COUNT, "a whole number", "2048"),
     "prompt_chunk": _Kind(_COUNT, "a whole number", "64"),
+    "kv_cache": _Kind(_TEXT, "a string", '"int8"'),
     "min_decode_tps": _Kind((int, float), "a number", "5.0"),
     "device": _Kind(_TEXT, "a string", '"a device\'s name"'),
     "calibration": _Kind((str, list), "a source or a list of sources", '["self"]'),

@@ -11,11 +11,13 @@ from edge_svd.decompose import decompose
 from edge_svd.errors import InputError
 from edge_svd.planner.survey import candidate_kinds
 from edge_svd.recipe import Recipe
+from edge_svd.steps import kv_cache_kind
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "method": decompose,
     "allocation": allocation,
     "candidates": candidate_kinds,
+    "kv_cache": kv_cache_kind,
     "calibration": lambda sources: [parse_source(source) for source in sources],
 }
 

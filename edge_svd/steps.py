@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnxruntime
@@ -20,13 +21,14 @@ from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
 from edge_svd.devices import DEFAULT, load_profile
-from edge_svd.errors import InputError
+from edge_svd.errors import BudgetError, InputError
 from edge_svd.export.documents import context_length
-from edge_svd.export.graph import CACHE
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
+from edge_svd.formats import KV_CACHES
 from edge_svd.models import OpenedModel
 from edge_svd.planner.draft import SizeOf, sized
+from edge_svd.planner.kv_cache import RoundedCache, rounded_cache
 from edge_svd.planner.make import make_plan
 from edge_svd.planner.memory import Load
 from edge_svd.planner.plan import Plan
@@ -39,8 +41,22 @@ from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import TOKENIZER_NAME
 from edge_svd.runtime.session import DEFAULT_CHUNK
 
+AUTO, EXACT = "auto", "float32"
+"""Kinds of KV cache: left to the planner, and the one that loses nothing."""
+
+WORTHWHILE = 0.1
+"""Share of a plan's loss that rounding the KV cache may take without a plan with an exact one being made as well."""
+
 SECONDS_A_STEP = 2.0
 """What a step counts as when minutes become steps: SmolLM2 with windows of 512 on two cores."""
+
+
+def kv_cache_kind(name: str) -> str:
+    """The name, if it is one of a kind of KV cache or `AUTO`; InputError that lists them otherwise."""
+    known = (AUTO, *KV_CACHES)
+    if name not in known:
+        raise InputError(f"Unknown kind of KV cache {name!r}; known: {', '.join(known)}.")
+    return name
 
 
 def steps_of(minutes: float) -> int:
@@ -69,7 +85,8 @@ class Calibration:
 @dataclass(frozen=True)
 class Planning:
     """What the planner may choose from, and how it prices; `resident`: for targets of memory or speed too, which
-    decides the candidates where none are named; `refine`: whether `fit` measures the plan and makes it again."""
+    decides the candidates where none are named; `refine`: whether `fit` measures the plan and makes it again;
+    `kv_cache`: a kind of KV cache, or `AUTO`: int8 where memory is limited and it is worth what it loses."""
 
     method: str = "io-svd"
     allocation: str = "second-order"
@@ -81,6 +98,7 @@ class Planning:
     tune_steps: int = 0
     resident: bool = False
     refine: bool = False
+    kv_cache: str = AUTO
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -91,6 +109,7 @@ class Planning:
         """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""
         if self.prompt_chunk < 1:
             raise InputError(f"The prompt chunk must be at least 1 token, not {self.prompt_chunk}.")
+        kv_cache_kind(self.kv_cache)
         load_profile(self.device)
         decompose(self.method)
         allocation(self.allocation)
@@ -161,26 +180,47 @@ def run_plan(
     if not isinstance(targets, Targets):
         targets = Targets(targets)
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
-    setting = setting_of(opened, options)
-    size_of = _size_of(opened, setting.load.context)
-    plan = make_plan(
-        prices,
-        source,
-        targets=targets,
-        setting=setting,
-        seed=options.seed,
-        size_of=size_of,
-        tune_steps=options.tune_steps,
-    )
+
+    def planned(kv_cache: str) -> Plan:
+        setting = setting_of(opened, replace(options, kv_cache=kv_cache))
+        if kv_cache != EXACT:
+            setting = replace(setting, cache_loss=_cache_of(opened, statistics).loss)
+        return make_plan(
+            prices,
+            source,
+            targets=targets,
+            setting=setting,
+            seed=options.seed,
+            size_of=_size_of(opened, setting.load.context),
+            tune_steps=options.tune_steps,
+        )
+
+    if options.kv_cache != AUTO:
+        plan = planned(options.kv_cache)
+    elif targets.peak_rss_bytes is None:
+        plan = planned(EXACT)
+    else:
+        plan = planned("int8")
+        # An exact cache leaves less for the weights, so all it can win is what rounding the cache loses.
+        if plan.kv_cache_loss > WORTHWHILE * plan.kl:
+            with suppress(BudgetError):
+                plan = min(plan, planned(EXACT), key=lambda made: made.kl)
     check_kernels(opened, plan)
     return plan
 
 
+def _cache_of(opened: OpenedModel, statistics: Statistics) -> RoundedCache:
+    with step("Rounding the KV cache"):
+        return rounded_cache(opened, statistics)
+
+
 def setting_of(opened: OpenedModel, options: Planning) -> Setting:
-    """What memory and speed of a plan of this model are predicted for; InputError on an unknown device or context."""
+    """What memory and speed of a plan of this model are predicted for, its KV cache exact where `options` leave that
+    open; InputError on an unknown device or context."""
     context = context_length(opened.architecture, options.context)
     tokenizer = len(opened.companions.get(TOKENIZER_NAME, b""))
-    load = Load(context, min(options.prompt_chunk, context), int(CACHE.itemsize), tokenizer)
+    kind = EXACT if options.kv_cache == AUTO else options.kv_cache
+    load = Load(context, min(options.prompt_chunk, context), tokenizer, kind)
     return Setting(opened.architecture, load_profile(options.device), load)
 
 

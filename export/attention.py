@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_svd.architectures import Architecture
+from edge_svd.architectures import Architecture, cache_scale
 from edge_svd.export.graph import FLOAT, INT32, MICROSOFT, Builder
 
 MASKED = 1e9
@@ -87,6 +87,7 @@ def attention(
     spans: Spans,
     positions: ir.Value,
     context: int,
+    cache: str = "float32",
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """(attention output [batch, sequence, heads * head_dim], present key, present value)."""
     a = architecture
@@ -97,9 +98,15 @@ def attention(
             rotate(builder, a, q, a.num_heads, positions, tables),
             rotate(builder, a, k, a.num_kv_heads, positions, tables),
         )
+    inputs = [q, k, v, *past, spans.last, spans.total, None, None, None, spans.bias]
+    rounding: dict[str, str | int] = {}
+    if cache == "int8":
+        width = a.num_kv_heads * a.head_dim
+        inputs += [None, *(builder.plain(cache_scale(layer, part), width) for part in ("key", "value"))]
+        rounding = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
     output, key, value = builder.node(
         "GroupQueryAttention",
-        [q, k, v, *past, spans.last, spans.total, None, None, None, spans.bias],
+        inputs,
         domain=MICROSOFT,
         outputs=[f"attention.{layer}", f"present.{layer}.key", f"present.{layer}.value"],
         num_heads=a.num_heads,
@@ -108,5 +115,6 @@ def attention(
         softcap=float(a.attention_softcap),
         local_window_size=a.layer_windows[layer] or -1,
         do_rotary=0,
+        **rounding,
     )
     return output, key, value

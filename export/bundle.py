@@ -98,8 +98,11 @@ def write_bundle(
             f"The checkpoint {checkpoint.path} has no {TOKENIZER_NAME} among its companions; a bundle needs one."
         )
     progress("graphs", 0.0)
-    scoring = decoder(architecture, checkpoint.formats, context=length, every_position=True, biases=biases)
-    last = decoder(architecture, checkpoint.formats, context=length, every_position=False, biases=biases)
+    cache = documents.kv_cache(checkpoint.plan)
+    last, scoring = (
+        decoder(architecture, checkpoint.formats, context=length, every_position=every, biases=biases, cache=cache)
+        for every in (False, True)
+    )
     with writing(folder / WEIGHTS_NAME):
         files[WEIGHTS_NAME] = write_data(
             folder / WEIGHTS_NAME, last.weights, checkpoint.tensor, lambda fraction: progress("weights", fraction)

@@ -12,7 +12,7 @@ from edge_svd.architectures import EMBEDDING, HEAD, Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
 from edge_svd.export.embedding import embedding
-from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
+from edge_svd.export.graph import CACHES, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import fused_linear, linear
 from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
 from edge_svd.formats import SiteFormat
@@ -34,13 +34,14 @@ def decoder(
     context: int,
     every_position: bool,
     biases: frozenset[str] = frozenset(),
+    cache: str = "float32",
 ) -> Graph:
     """Logits of every position, or of the last one alone; both graphs read one data file.
 
-    `biases` names sites that add a bias beyond those that the architecture says. Raises InputError for what
-    GroupQueryAttention's CPU kernel cannot do.
+    `biases` names sites that add a bias beyond those that the architecture says; `cache` is a kind of KV cache.
+    Raises InputError for what GroupQueryAttention's CPU kernel cannot do.
     """
-    return _Decoder(architecture, formats, context, every_position, biases).build()
+    return _Decoder(architecture, formats, context, every_position, biases, cache).build()
 
 
 class _Decoder:
@@ -51,6 +52,7 @@ class _Decoder:
         context: int,
         every_position: bool,
         biases: frozenset[str],
+        cache: str,
     ) -> None:
         if architecture.head_dim % 16 or architecture.rotary_dim % 16:
             raise InputError(
@@ -62,6 +64,7 @@ class _Decoder:
         self.context = context
         self.every_position = every_position
         self.biases = biases
+        self.cache = cache
         self.sites: dict[str, Site] = {site.name: site for site in sites_of(architecture)}
         self.b = Builder()
 
@@ -71,10 +74,11 @@ class _Decoder:
         mask = tensor_value("attention_mask", INT64, ("batch", "total"))
         positions = tensor_value("position_ids", INT64, ("batch", "sequence"))
         shape = ("batch", a.num_kv_heads, "past", a.head_dim)
+        numbers = CACHES[self.cache]
         pasts = [
             (
-                tensor_value(f"past_key_values.{n}.key", CACHE, shape),
-                tensor_value(f"past_key_values.{n}.value", CACHE, shape),
+                tensor_value(f"past_key_values.{n}.key", numbers, shape),
+                tensor_value(f"past_key_values.{n}.value", numbers, shape),
             )
             for n in range(a.num_layers)
         ]
@@ -89,7 +93,7 @@ class _Decoder:
         logits.name, logits.type = "logits", ir.TensorType(FLOAT)
         logits.shape = ir.Shape(("batch", "sequence" if self.every_position else 1, a.vocab_size))
         for value in presents:
-            value.type, value.shape = ir.TensorType(CACHE), ir.Shape(("batch", a.num_kv_heads, "present", a.head_dim))
+            value.type, value.shape = ir.TensorType(numbers), ir.Shape(("batch", a.num_kv_heads, "present", a.head_dim))
         inputs = [ids, mask, positions, *(value for pair in pasts for value in pair)]
         return Graph(b.model(inputs, [logits, *presents]), tuple(b.weights.values()))
 
@@ -105,7 +109,7 @@ class _Decoder:
         """(residual stream, its norm for what comes next, present key and value)."""
         a, b, at = self.a, self.b, f"model.layers.{layer}"
         qkv = self.projections(normed, at)
-        mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context)
+        mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context, self.cache)
         if layer == a.num_layers - 1 and not self.every_position:
             # Only keys and values of the last layer need every position; what follows is wanted at the last one.
             last = b.constant([-1], np.int64)

@@ -28,8 +28,9 @@ DOMAIN = "edge_svd"
 ALIGNMENT = 64
 """Offsets in the data file: a cache line, and the width of the widest vector load."""
 
-FLOAT, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
+FLOAT, INT8, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
     ir.DataType.FLOAT,
+    ir.DataType.INT8,
     ir.DataType.INT32,
     ir.DataType.INT64,
     ir.DataType.UINT8,
@@ -38,8 +39,8 @@ FLOAT, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
     ir.DataType.BFLOAT16,
 )
 
-CACHE = FLOAT
-"""Elements of the KV cache, in graphs, manifest and the planner's memory model."""
+CACHES = {"float32": FLOAT, "int8": INT8}
+"""Kind of KV cache → what its elements are in the graphs."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from edge_svd.errors import Failure, InputError
 from edge_svd.export.graph import Array
 from edge_svd.runtime.schema import MODEL_NAME, SCORING_NAME
 from edge_svd.runtime.session import unpacked_model
+from edge_svd.runtime.unpacked_rows import CACHE_TYPES
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -150,7 +151,8 @@ def _bundle_logits(
     session: onnxruntime.InferenceSession, layers: int, heads: tuple[int, int], window: Array, piece: int
 ) -> Iterator[Array]:
     names = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
-    cache = [np.zeros((1, heads[0], 0, heads[1]), np.float32) for _ in names]
+    kind = next(item.type for item in session.get_inputs() if item.name.startswith("past_key_values."))
+    cache = [np.zeros((1, heads[0], 0, heads[1]), CACHE_TYPES[kind]) for _ in names]
     for start in range(0, window.shape[1], piece):
         tokens = window[:, start : start + piece]
         end = start + tokens.shape[1]

@@ -39,7 +39,7 @@ def exact_sizes(
     """
     length = documents.context_length(architecture, context)
     chosen = tuple(sorted(formats.items(), key=lambda item: item[0]))
-    last, scoring, weights = _graph_sizes(architecture, chosen, length, biases)
+    last, scoring, weights = _graph_sizes(architecture, chosen, length, biases, documents.kv_cache(plan))
     sizes = {
         **companions,
         MODEL_NAME: last,
@@ -55,10 +55,16 @@ def exact_sizes(
 
 @lru_cache(maxsize=64)  # a planner asks about the same formats again, with other numbers in the manifest
 def _graph_sizes(
-    architecture: Architecture, chosen: tuple[tuple[str, SiteFormat], ...], length: int, biases: frozenset[str]
+    architecture: Architecture,
+    chosen: tuple[tuple[str, SiteFormat], ...],
+    length: int,
+    biases: frozenset[str],
+    cache: str,
 ) -> tuple[int, int, int]:
     """Bytes of the graph of the last position, of that of every position, and of the weights that both read."""
     formats = dict(chosen)
-    last = decoder(architecture, formats, context=length, every_position=False, biases=biases)
-    scoring = decoder(architecture, formats, context=length, every_position=True, biases=biases)
+    last, scoring = (
+        decoder(architecture, formats, context=length, every_position=every, biases=biases, cache=cache)
+        for every in (False, True)
+    )
     return len(last.model), len(scoring.model), data_size(last.weights)

@@ -23,6 +23,9 @@ TOKENIZER_NAME = "tokenizer.json"
 REQUIRED_FILES = (MODEL_NAME, SCORING_NAME, WEIGHTS_NAME, TOKENIZER_NAME)
 MAX_MANIFEST_BYTES = 16_000_000
 
+KV_DTYPES = ("float32", "int8")
+"""What a KV cache may hold, by numpy's names."""
+
 _MAX_INT = 2**63 - 1
 # One plain name in one flat folder: no separators of any system, no NUL, no leading dot, no trailing dot (Windows drops
 # it).
@@ -173,15 +176,15 @@ def _model(value: Any) -> ModelInfo:
     eos = value["eos_token_ids"]
     if not isinstance(eos, list):
         raise _wrong("model.eos_token_ids", "a list", eos)
-    if value["kv_dtype"] != "float32":
-        raise _wrong("model.kv_dtype", '"float32"', value["kv_dtype"])
+    if value["kv_dtype"] not in KV_DTYPES:
+        raise _wrong("model.kv_dtype", " or ".join(f'"{name}"' for name in KV_DTYPES), value["kv_dtype"])
     return ModelInfo(
         family=_text(value["family"], "model.family"),
         vocab_size=vocabulary,
         num_layers=_integer(value["num_layers"], "model.num_layers", 1, 10_000),
         num_kv_heads=_integer(value["num_kv_heads"], "model.num_kv_heads", 1, 10_000),
         head_dim=_integer(value["head_dim"], "model.head_dim", 1, 10_000),
-        kv_dtype="float32",
+        kv_dtype=value["kv_dtype"],
         max_context=_integer(value["max_context"], "model.max_context", 1, 2**27),
         bos_token_id=None if bos is None else _integer(bos, "model.bos_token_id", 0, vocabulary - 1),
         eos_token_ids=tuple(_integer(item, "model.eos_token_ids", 0, vocabulary - 1) for item in eos),

@@ -62,7 +62,7 @@ class ScoringSession:
         if self._logits.shape != (batch, length, model.vocab_size):
             self._logits = np.zeros((batch, length, model.vocab_size), np.float32)
         binding = self._session.io_binding()
-        empty = np.zeros((batch, model.num_kv_heads, 0, model.head_dim), np.float32)
+        empty = np.zeros((batch, model.num_kv_heads, 0, model.head_dim), model.kv_dtype)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", np.ones((batch, length), np.int64))
         if self._has_positions:

@@ -27,6 +27,9 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK = 128
 """Prompt tokens per pass: large enough for the matrix kernels, small enough that activations stay a few MB."""
 
+ONNX_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
+"""Of a KV cache, by the manifest's name."""
+
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -122,7 +125,7 @@ def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ..
     for layer in range(model.num_layers):
         for part in ("key", "value"):
             inputs[f"past_key_values.{layer}.{part}"] = (
-                "tensor(float)",
+                ONNX_TYPES[model.kv_dtype],
                 (None, model.num_kv_heads, None, model.head_dim),
             )
     return inputs
@@ -208,7 +211,7 @@ class Session:
                 # On the CPU an OrtValue made from numpy shares its memory, which is what makes past and present one
                 # buffer.
                 try:
-                    buffer = self.cache[f"{layer}.{part}"] = np.zeros(shape, np.float32)
+                    buffer = self.cache[f"{layer}.{part}"] = np.zeros(shape, model.kv_dtype)
                 except MemoryError:
                     raise Failure(
                         f"There is not enough memory for a context of {self.context} tokens; use a smaller --context."

@@ -19,6 +19,9 @@ from edge_svd.runtime.memory import release_free_memory
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+"""onnxruntime's name of what a KV cache holds → numpy's."""
+
 PROBE = (1, 2, 3, 4)
 """Tokens whose logits are compared."""
 
@@ -83,5 +86,5 @@ def _logits(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
         if item.name in rows:
             feeds[item.name] = np.array([rows[item.name]], np.int64)
         else:
-            feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32)
+            feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), CACHE_TYPES[item.type])
     return np.asarray(session.run(["logits"], feeds)[0])

@@ -137,6 +137,7 @@ def _inputs(opened: OpenedModel, statistics: Statistics, planning: Planning, con
         "seed": planning.seed,
         "context": context,
         "prompt_chunk": planning.prompt_chunk,
+        "kv_cache": planning.kv_cache,
         "device": planning.device,
     }
 

@@ -124,10 +124,12 @@ class Draft:
             file_bytes=self.targets.file_bytes or 0,
             memory=setting.memory(formats).parts,
             decode_tokens_per_s=1 / setting.seconds(formats),
-            kl=sum(c.loss for c in picked),
+            kl=sum(c.loss for c in picked) + setting.cache_loss,
             bound=solution.bound,
             gap=solution.gap,
             sites={name: Choice(c.format, c.bytes, c.loss) for name, c in zip(self.names, picked, strict=True)},
+            kv_cache=setting.load.kv_cache,
+            kv_cache_loss=setting.cache_loss,
         )
 
     def _outside(self, choice: list[int]) -> int:

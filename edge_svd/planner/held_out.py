@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,11 +24,13 @@ POSITIONS_EVERY = 4
 class HeldOutKl:
     """KL(dense ‖ current weights) on a few held-out windows, at every fourth position, in nats per token.
 
-    The layers compute in `precision`, on both sides of the divergence; logits are always fp32.
+    The layers compute in `precision`, on both sides of the divergence; logits are always fp32. `cache`, set after the
+    dense side is known, makes a transformers cache whose keys and values attention is to read.
     """
 
     def __init__(self, model: Any, windows: torch.Tensor, softcap: float, precision: str = "float32") -> None:
         self.model, self.windows, self.softcap = model, windows[:WINDOWS], softcap
+        self.cache: Callable[[], Any] | None = None
         self.half = precision == "bfloat16"
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
@@ -37,9 +39,12 @@ class HeldOutKl:
             with torch.inference_mode():
                 # Every weight is used once: the cache would only keep all of them in bfloat16.
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
-                    hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+                    hidden = self.model.model(input_ids=ids, **self._caching()).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
                     yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
+
+    def _caching(self) -> dict[str, Any]:
+        return {"use_cache": False} if self.cache is None else {"past_key_values": self.cache(), "use_cache": True}
 
     def measure(self, windows: int = WINDOWS) -> float:
         """The divergence with the model's weights as they are now; Failure if it is not finite."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from edge_svd.architectures import EMBEDDING, Architecture, sites_of
 from edge_svd.devices import MemoryCosts
-from edge_svd.formats import CODED, SiteFormat, padded
+from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls
 
@@ -53,14 +53,14 @@ class Load:
 
     Attributes:
         context: tokens in the cache; chunk: prompt tokens a pass.
-        cache_item_bytes: bytes of a number in the KV cache, as the graph declares it.
+        kv_cache: kind of KV cache, as in `formats.KV_CACHES`.
         tokenizer_bytes: size of tokenizer.json.
     """
 
     context: int
     chunk: int
-    cache_item_bytes: int
     tokenizer_bytes: int
+    kv_cache: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def running_memory(
     architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes in a pass at the end of a full context."""
-    cache = cache_bytes(architecture, load.context, load.cache_item_bytes)
+    cache = cache_bytes(architecture, load.context, KV_CACHES[load.kv_cache])
     passing = activation_bytes(architecture, formats, load)
     return _with_reserve(_held(architecture, formats, costs, load) | {"KV cache": cache, "activations": passing})
 

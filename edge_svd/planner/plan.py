@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 from edge_svd.architectures import Site
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
-from edge_svd.formats import FIELDS, SiteFormat, weight_bytes
+from edge_svd.formats import FIELDS, KV_CACHES, SiteFormat, weight_bytes
 from edge_svd.planner.memory import PARTS
 from edge_svd.planner.targets import Targets
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Plan:
         method, allocation, candidates, seed: what made it.
         tune_steps: steps of distillation after rounding.
         context: KV-cache positions of the bundle; prompt_chunk: prompt tokens a pass.
+        kv_cache: what the cache holds (`formats.KV_CACHES`); kv_cache_loss: what that loses, part of `kl`.
         device: name of the profile that memory and speed were predicted with.
         targets: what the plan had to meet.
         file_bytes: exact size of the bundle that follows.
@@ -63,6 +64,8 @@ class Plan:
     bound: float
     gap: float
     sites: Mapping[str, Choice]
+    kv_cache: str = "float32"
+    kv_cache_loss: float = 0.0
 
     @property
     def formats(self) -> dict[str, SiteFormat]:
@@ -88,6 +91,7 @@ class Plan:
             "tune_steps": self.tune_steps,
             "context": self.context,
             "prompt_chunk": self.prompt_chunk,
+            "kv_cache": self.kv_cache,
             "device": self.device,
             "targets": self.targets.to_json(),
             "predicted": {
@@ -96,6 +100,7 @@ class Plan:
                 "memory": dict(self.memory),
                 "decode_tokens_per_s": _short(self.decode_tokens_per_s),
                 "kl": _short(self.kl),
+                "kv_cache_kl": _short(self.kv_cache_loss),
             },
             "solver": {"bound": _short(self.bound), "gap": _short(self.gap)},
             "sites": sites,
@@ -131,6 +136,8 @@ class Plan:
                 bound=_number(value["solver"]["bound"]),
                 gap=_number(value["solver"]["gap"]),
                 sites=sites,
+                kv_cache=_known(value["kv_cache"], KV_CACHES),
+                kv_cache_loss=_number(predicted["kv_cache_kl"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{where} lacks or misstates a field ({type(error).__name__}: {error}).") from None
@@ -188,6 +195,12 @@ def _typed(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
+
+
+def _known(value: Any, names: Iterable[str]) -> str:
+    if value not in names:
+        raise TypeError(f"{value!r} is none of {', '.join(names)}")
+    return str(value)
 
 
 def _optional(value: Any, kind: type) -> Any:

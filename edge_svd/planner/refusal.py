@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edge_svd.errors import BudgetError
 from edge_svd.files import format_size
@@ -69,7 +70,7 @@ def memory_advice(plan: Plan, wanted: int, setting: Setting) -> str:
     load, now = setting.load, plan.peak_rss_bytes
     options: list[tuple[int, str]] = []
 
-    def saved(**change: int) -> int:
+    def saved(**change: Any) -> int:
         return now - replace(setting, load=replace(load, **change)).memory(plan.formats).total
 
     context = load.context // 2
@@ -82,13 +83,15 @@ def memory_advice(plan: Plan, wanted: int, setting: Setting) -> str:
         context //= 2
     if load.chunk > SMALLEST_CHUNK:
         options.append((saved(chunk=SMALLEST_CHUNK), f"--prompt-chunk {SMALLEST_CHUNK}"))
+    if load.kv_cache != "int8":
+        options.append((saved(kv_cache="int8"), "--kv-cache int8"))
     best = max(options, default=(0, ""))
     return f"; {best[1]} would save {format_size(best[0])}" if best[0] > 0 else ""
 
 
 def _speed(plan: Plan, targets: Targets, setting: Setting, together: bool) -> BudgetError:
     total = setting.seconds(plan.formats)
-    other = other_seconds(setting.architecture, setting.profile, setting.speed_context, setting.load.cache_item_bytes)
+    other = other_seconds(setting.architecture, setting.profile, setting.speed_context)
     parts = {"matrix products": total - other, "attention and what surrounds the products": other}
     dominant = max(parts, key=lambda part: parts[part])
     others = _others(targets, "decode_tokens_per_s", together)

@@ -14,7 +14,7 @@ from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
-from edge_svd.planner.memory import cache_bytes, product_bytes
+from edge_svd.planner.memory import FLOAT_BYTES, cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls
 
 
@@ -40,16 +40,20 @@ def multiplied(site: Site, architecture: Architecture) -> bool:
     return not site.tied_to and (site.name != EMBEDDING or architecture.tied_embeddings)
 
 
-def other_seconds(architecture: Architecture, profile: Profile, context: int, item_bytes: int) -> float:
-    """Everything but the products: attention over `context` cached tokens, norms, activations, choosing the token."""
-    cache = cache_bytes(architecture, context, item_bytes)
+def other_seconds(architecture: Architecture, profile: Profile, context: int) -> float:
+    """Everything but the products: attention over `context` cached tokens, norms, activations, choosing the token.
+
+    What attention takes is proportional to the numbers in the cache, whatever they are: onnxruntime 1.32 reads those of
+    int8 no faster than those of float32.
+    """
+    cache = cache_bytes(architecture, context, FLOAT_BYTES)
     if profile.speed is None:
         return cache / profile.device.usable_bandwidth
     return profile.speed.layer_s * architecture.num_layers + profile.speed.cache_byte_s * cache
 
 
 def decode_seconds(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
+    architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int
 ) -> float:
     """Predicted seconds a token with `context` tokens in the cache."""
     products = sum(
@@ -58,4 +62,4 @@ def decode_seconds(
         if multiplied(site, architecture)
     )
     saved = merges(architecture, formats) * merged_seconds(profile)
-    return products - saved + other_seconds(architecture, profile, context, item_bytes)
+    return products - saved + other_seconds(architecture, profile, context)

@@ -70,11 +70,13 @@ class Targets:
 
 @dataclass(frozen=True)
 class Setting:
-    """The model's shape, the device and the load that predictions are made for."""
+    """The model's shape, the device and the load that predictions are made for; `cache_loss`: what the load's kind of
+    KV cache loses, nats per token."""
 
     architecture: Architecture
     profile: Profile
     load: Load
+    cache_loss: float = 0.0
 
     @cached_property
     def sites(self) -> Mapping[str, Site]:
@@ -92,8 +94,7 @@ class Setting:
 
     def seconds(self, formats: Mapping[str, SiteFormat]) -> float:
         """Predicted seconds a token."""
-        item = self.load.cache_item_bytes
-        return decode_seconds(self.architecture, formats, self.profile, self.speed_context, item)
+        return decode_seconds(self.architecture, formats, self.profile, self.speed_context)
 
     def running(self, formats: Mapping[str, SiteFormat]) -> int:
         """Predicted bytes at the end of a full context, one of the two peaks."""

@@ -48,6 +48,6 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         f"{table}\n\n{plan['method']}, {plan['allocation']}: "
         f"{predicted['file_bytes']} bytes{f' of {limit}' if limit is not None else ''}, predicted peak "
         f"{format_size(predicted['peak_rss_bytes'])} at a context of {plan['context']}, "
-        f"{predicted['decode_tokens_per_s']:.0f} tokens/s on {plan['device']}, KL "
+        f"with a {plan['kv_cache']} KV cache, {predicted['decode_tokens_per_s']:.0f} tokens/s on {plan['device']}, KL "
         f"{predicted['kl']:.4f} nats per token, solver gap at most {plan['solver']['gap']:.3%}"
     )

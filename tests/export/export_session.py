@@ -18,8 +18,8 @@ def open_session(bundle: Path, name: str = "model_scoring.onnx") -> Any:
     return ort.InferenceSession(bundle / name, options, providers=["CPUExecutionProvider"])
 
 
-def empty_cache(a: Architecture, batch: int = 1, length: int = 0) -> list[np.ndarray]:
-    return [np.zeros((batch, a.num_kv_heads, length, a.head_dim), np.float32) for _ in range(2 * a.num_layers)]
+def empty_cache(a: Architecture, batch: int = 1, length: int = 0, dtype: Any = np.float32) -> list[np.ndarray]:
+    return [np.zeros((batch, a.num_kv_heads, length, a.head_dim), dtype) for _ in range(2 * a.num_layers)]
 
 
 def cache_names(a: Architecture, prefix: str) -> list[str]:
@@ -43,9 +43,9 @@ def step(
 class SharedBuffer:
     """Past and present bound to the same capacity-sized arrays."""
 
-    def __init__(self, session: Any, a: Architecture, capacity: int) -> None:
+    def __init__(self, session: Any, a: Architecture, capacity: int, dtype: Any = np.float32) -> None:
         self.session, self.a, self.length = session, a, 0
-        self.arrays = empty_cache(a, 1, capacity)
+        self.arrays = empty_cache(a, 1, capacity, dtype)
         self.values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

