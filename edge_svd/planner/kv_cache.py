@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from edge_svd.architectures import Architecture, cache_scale
@@ -54,7 +55,7 @@ def rounded_cache(opened: OpenedModel, statistics: Statistics) -> RoundedCache:
         try:
             found = load(file.read_bytes())
             return RoundedCache({name: t for name, t in found.items() if name != _LOSS}, float(found[_LOSS]))
-        except (KeyError, ValueError, OSError) as error:
+        except (KeyError, ValueError, OSError, SafetensorError) as error:
             raise InputError(f"{file} cannot be read ({error}); delete it.") from None
     model, architecture, windows = opened.model, opened.architecture, statistics.held_out()
     scales = cache_scales(model, architecture, opened.rotary(), windows)

@@ -253,11 +253,13 @@ def make_checkpoint(
     choose: Callable[[Site], SiteFormat] = lambda site: INT8,
     companions: dict[str, bytes] | None = None,
     plan: dict[str, Any] | None = None,
+    extra: dict[str, np.ndarray] | None = None,
 ) -> Architecture:
-    """Quantise `model` into a checkpoint folder and put the dequantised matrices into the model itself."""
+    """Quantise `model` into a checkpoint folder, with `extra` tensors, and put the dequantised matrices into the model
+    itself."""
     architecture = architecture_of(model.config)
     modules = dict(model.named_modules())
-    tensors: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = dict(extra or {})
     formats: dict[str, SiteFormat] = {}
     for site in sites_of(architecture):
         module = modules[site.name]
