@@ -16,7 +16,7 @@ from edge_svd.runtime.errors import InputError
 from edge_svd.runtime.generate import generate
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.score import OnWindow, Score, perplexity
-from edge_svd.runtime.session import DEFAULT_CHUNK, Session
+from edge_svd.runtime.session import DEFAULT_CHUNK, SINKS, Session
 from edge_svd.runtime.text import read_text
 from edge_svd.runtime.tokenizer import load_tokenizer
 
@@ -56,7 +56,12 @@ def run(
 
 
 class Conversation:
-    """A chat that keeps its KV cache: only what is new since the last turn is computed."""
+    """A chat that keeps its KV cache: only what is new since the last turn is computed.
+
+    It may grow without end. Once the turns no longer fit three quarters of the context, the oldest ones are left out of
+    what the model sees, until half of it is free; the system's message stays. An answer that outgrows what is left
+    pushes out the oldest tokens (`Session.slide`).
+    """
 
     def __init__(
         self,
@@ -77,46 +82,79 @@ class Conversation:
         self._template = ChatTemplate.from_bundle(opened)
         self._session = Session(opened, context=context, threads=threads)
         self._chunk = chunk
-        self._cached: list[int] = []
+        self._start = 0  # of the turns that the model still sees
         self.messages: list[Mapping[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self._system = len(self.messages)
+        self._first = self._common()
 
     def reply(self, message: str, *, max_new_tokens: int | None = None) -> Iterator[str]:
         """Yield the answer in pieces and remember both sides, also when the caller stops reading early.
 
-        InputError, with nothing remembered, if the conversation no longer fits the context.
+        An answer ends after `max_new_tokens`, without them after as many tokens as the context holds. InputError, with
+        nothing remembered, if the message alone does not fit the context.
         """
+        session = self._session
         messages = [*self.messages, {"role": "user", "content": message}]
-        ids = self._tokenizer.encode(self._template.render(messages))
+        ids, start = self._seen(messages)
         if not ids:
             raise InputError("The chat template gives an empty prompt for this message.")
+        if len(ids) > session.context:
+            raise InputError(
+                f"The message makes a prompt of {len(ids)} tokens, which does not fit the context of {session.context} "
+                f"tokens; shorten it or use a longer --context (the model's limit is "
+                f"{session.bundle.manifest.model.max_context})."
+            )
         # At least the last token is computed again: its logits are not kept.
         common = 0
-        for old, new in zip(self._cached, ids[:-1], strict=False):
+        for old, new in zip(session.tokens, ids[:-1], strict=False):
             if old != new:
                 break
             common += 1
-        self._session.truncate(common)
-        self._cached = ids[:common]
+        session.truncate(common)
+        self._start = start
         tokens = generate(
-            self._session, ids[common:], max_new_tokens=max_new_tokens, sampler=self._sampler, chunk=self._chunk
+            session,
+            ids[common:],
+            max_new_tokens=max_new_tokens or session.context,
+            sampler=self._sampler,
+            chunk=self._chunk,
+            first=self._first,
         )
-        return self._pieces(messages, ids, tokens)
+        return self._pieces(messages, tokens)
 
-    def _pieces(self, messages: list[Mapping[str, Any]], ids: list[int], tokens: Iterator[int]) -> Iterator[str]:
-        made: list[int] = []
+    def _common(self) -> int:
+        """Tokens that every conversation begins with: what the template and the system's message put before a question."""
+        one, other = ([*self.messages, {"role": "user", "content": text}] for text in ("a", "b"))
+        pairs = zip(
+            *(self._tokenizer.encode(self._template.render(messages)) for messages in (one, other)), strict=False
+        )
+        return max(SINKS, next((at for at, (left, right) in enumerate(pairs) if left != right), 0))
 
-        def record() -> Iterator[int]:
-            for token in tokens:
-                made.append(token)
-                yield token
+    def _seen(self, messages: list[Mapping[str, Any]]) -> tuple[list[int], int]:
+        """The prompt of what the model shall see, and which message that begins with."""
 
+        def prompt(start: int) -> list[int]:
+            system = messages[: self._system]
+            return self._tokenizer.encode(self._template.render([*system, *messages[max(start, self._system) :]]))
+
+        start, limit = self._start, 3 * self._session.context // 4
+        ids = prompt(start)
+        while len(ids) > limit:
+            limit = self._session.context // 2  # with some left over for the turns to come
+            # A question and its answer go together: templates want them in turns.
+            later = next((i for i in range(max(start, self._system) + 2, len(messages), 2)), None)
+            if later is None:
+                break
+            start, ids = later, prompt(later)
+        return ids, start
+
+    def _pieces(self, messages: list[Mapping[str, Any]], tokens: Iterator[int]) -> Iterator[str]:
         said: list[str] = []
         try:
-            for piece in self._tokenizer.stream(record()):
+            for piece in self._tokenizer.stream(tokens):
                 said.append(piece)
                 yield piece
         finally:
-            self._cached = [*ids, *made][: self._session.position]
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
 

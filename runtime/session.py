@@ -27,6 +27,10 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK = 128
 """Prompt tokens per pass: large enough for the matrix kernels, small enough that activations stay a few MB."""
 
+SINKS = 4
+"""First tokens that are kept when older ones are forgotten: attention rests on them (Xiao et al. 2023, arXiv
+2309.17453)."""
+
 ONNX_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 """Of a KV cache, by the manifest's name."""
 
@@ -221,6 +225,11 @@ class Session:
                 self._binding.bind_ortvalue_output(f"present.{layer}.{part}", value)
 
     @property
+    def tokens(self) -> list[int]:
+        """The ids in the cache, oldest first."""
+        return [int(token) for token in self._ids[0, : self.position]]
+
+    @property
     def unpacked(self) -> UnpackedRows | None:
         """Matrices that were unpacked for onnxruntime, None where it reads all as they lie in the file."""
         return getattr(self._session, "edge_svd_unpacked", None)
@@ -257,6 +266,19 @@ class Session:
             raise InputError(f"The cache holds {self.position} tokens, so it cannot be cut to {length}.")
         self.position = length
 
+    def slide(self, *, first: int = SINKS, chunk: int = DEFAULT_CHUNK) -> None:
+        """Make room: forget all but the first `first` tokens, at most a quarter of the context, and the latest half.
+
+        What is kept is computed anew, side by side, so that everything is afterwards as if only those tokens had been
+        given: exact for every model, rotary or not, and whatever the cache holds. `position` is where they end.
+        """
+        known = self.tokens
+        kept = min(max(first, 0), self.context // 4, self.position)
+        latest = known[max(kept, self.position - self.context // 2) :]
+        self.truncate(kept)
+        if latest:
+            self.prefill(latest, chunk=chunk)
+
     def _check(self, tokens: np.ndarray[Any, Any]) -> None:
         if tokens.min() < 0 or tokens.max() >= self._vocabulary:
             raise InputError(f"A token id is outside the model's vocabulary of {self._vocabulary}.")
@@ -271,9 +293,9 @@ class Session:
     def _run(self, tokens: np.ndarray[Any, Any]) -> Logits:
         count, start = len(tokens), self.position
         total = start + count
-        self._ids[0, :count] = tokens
+        self._ids[0, start:total] = tokens
         binding = self._binding
-        binding.bind_input("input_ids", "cpu", 0, np.int64, (1, count), self._ids.ctypes.data)
+        binding.bind_input("input_ids", "cpu", 0, np.int64, (1, count), self._ids[0, start:].ctypes.data)
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
             binding.bind_input("position_ids", "cpu", 0, np.int64, (1, count), self._positions[0, start:].ctypes.data)

@@ -76,8 +76,8 @@ def test_run_with_the_chat_template_equals_a_first_reply(pristine: Path) -> None
 def test_run_refuses_before_it_yields(pristine: Path) -> None:
     with pytest.raises(InputError, match="prompt is empty"):
         run(pristine, "")
-    with pytest.raises(InputError, match="do not fit the context"):
-        run(pristine, "x" * MAX_CONTEXT, max_new_tokens=2)
+    with pytest.raises(InputError, match="does not fit the context"):
+        run(pristine, "x" * (MAX_CONTEXT + 1), max_new_tokens=2)
     with pytest.raises(InputError, match="no bundle"):
         run(pristine / "nowhere", "hi")
 
@@ -104,13 +104,50 @@ def test_a_conversation_reuses_its_cache_and_says_the_same(pristine: Path) -> No
     assert computed[1] < len(whole) - 10, "the second turn computes only what the first left open"
 
 
-def test_a_conversation_that_no_longer_fits(pristine: Path) -> None:
+def test_a_message_that_does_not_fit(pristine: Path) -> None:
     chat = Conversation(pristine, threads=1, system="s")
     "".join(chat.reply("a", max_new_tokens=2))
-    before = list(chat.messages)
-    with pytest.raises(InputError, match="do not fit the context"):
+    before, cached = list(chat.messages), chat._session.tokens
+    with pytest.raises(InputError, match="does not fit the context"):
         chat.reply("x" * MAX_CONTEXT)
-    assert chat.messages == before
+    assert chat.messages == before and chat._session.tokens == cached
+
+
+def test_a_conversation_goes_on_beyond_the_context(pristine: Path) -> None:
+    """Many contexts of tokens: it keeps answering, from the system's message and the latest turns."""
+    chat = Conversation(pristine, threads=1, system="s")
+    prompts: list[list[int]] = []
+    original = chat._session.prefill
+
+    def watching(ids: list[int], **settings: Any) -> Any:
+        prompts.append([*chat._session.tokens, *ids])
+        return original(ids, **settings)
+
+    chat._session.prefill = watching  # type: ignore[method-assign]
+    opening = chat._tokenizer.encode("<|start|>system\ns<|end|>\n")
+    turns = []
+    for number in range(30):
+        prompts.clear()
+        said = "".join(chat.reply(f"{number:02}", max_new_tokens=20))
+        closing = chat._tokenizer.encode(f"<|start|>user\n{number:02}<|end|>\n<|start|>assistant\n")
+        assert prompts[0][: len(opening)] == opening and prompts[0][-len(closing) :] == closing
+        assert len(prompts[0]) <= 3 * MAX_CONTEXT // 4 and chat._session.position <= MAX_CONTEXT
+        turns.append(prompts[0].count(chat._tokenizer.encode("<|end|>")[0]) - 1)
+        assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert len(chat.messages) == 61 and max(turns) <= 4
+
+
+def test_an_answer_pushes_out_the_oldest_tokens(pristine: Path) -> None:
+    chat = Conversation(pristine, threads=1, system="s")
+    said = "".join(chat.reply("tell me", max_new_tokens=3 * MAX_CONTEXT))
+    opening = chat._tokenizer.encode("<|start|>system\ns<|end|>\n<|start|>user\n")
+    assert chat._session.tokens[: len(opening[:16])] == opening[:16]
+    assert len(said) > MAX_CONTEXT and chat._session.position <= MAX_CONTEXT
+
+
+def test_an_answer_longer_than_the_context(pristine: Path) -> None:
+    once = list(run(pristine, "hello", max_new_tokens=3 * MAX_CONTEXT, temperature=9.0, seed=1, threads=1))
+    assert sum(map(len, once)) > MAX_CONTEXT
 
 
 def test_a_reply_that_is_not_read_to_the_end(pristine: Path) -> None:

@@ -147,9 +147,7 @@ def test_generation_stops_before_a_stop_token(bundle: Bundle) -> None:
 
 def test_generation_and_the_context(bundle: Bundle) -> None:
     session = Session(bundle, context=12, threads=1)
-    with pytest.raises(InputError, match="do not fit the context of 12"):
-        generate(session, IDS[:6], max_new_tokens=8)
-    with pytest.raises(InputError, match="do not fit the context of 12"):
+    with pytest.raises(InputError, match="does not fit the context of 12"):
         generate(session, IDS[:13])
     with pytest.raises(InputError, match="at least 1"):
         generate(session, IDS[:6], max_new_tokens=0)
@@ -158,6 +156,34 @@ def test_generation_and_the_context(bundle: Bundle) -> None:
     session.truncate()
     assert len(list(generate(session, IDS[:6], stop=()))) == 7
     assert session.position == 12
+
+
+def test_sliding_is_as_if_only_the_kept_tokens_had_been_given(bundle: Bundle) -> None:
+    session, fresh = (Session(bundle, context=16, threads=1) for _ in range(2))
+    session.prefill(IDS[:16])
+    session.slide(chunk=3)
+    assert session.tokens == [*IDS[:4], *IDS[8:16]] and session.position == 12
+    fresh.prefill(session.tokens)
+    np.testing.assert_allclose(session.step(IDS[16]), fresh.step(IDS[16]), **CLOSE)
+    session.slide(first=100)  # a quarter of the context at most
+    assert session.tokens == [*IDS[:4], *IDS[9:17]]
+
+
+@pytest.mark.parametrize("context", (1, 2, 3, 5, 12))
+def test_generation_beyond_the_context(bundle: Bundle, context: int) -> None:
+    """Every token is what a session that holds just the kept ones says."""
+    session = Session(bundle, context=context, threads=1)
+    ids = IDS[: min(4, context)]
+    made = list(generate(session, ids, max_new_tokens=40, stop=()))
+    assert len(made) == 40 and session.position <= context
+    held = list(ids)
+    for number, token in enumerate(made):
+        fresh = Session(bundle, context=context, threads=1)
+        assert int(fresh.prefill(held).argmax()) == token, number
+        if len(held) == context:
+            first = min(4, context // 4)
+            held = [*held[:first], *held[max(first, context - context // 2) :]]
+        held.append(token)
 
 
 def test_sampled_generation_depends_on_the_seed_alone(bundle: Bundle) -> None:
