@@ -123,7 +123,7 @@ class Conversation:
         return self._pieces(messages, tokens)
 
     def _common(self) -> int:
-        """Tokens that every conversation begins with: what the template and the system's message put before a question."""
+        """Tokens that every conversation begins with: what template and system message put before a question."""
         one, other = ([*self.messages, {"role": "user", "content": text}] for text in ("a", "b"))
         pairs = zip(
             *(self._tokenizer.encode(self._template.render(messages)) for messages in (one, other)), strict=False
