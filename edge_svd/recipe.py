@@ -36,7 +36,6 @@ class Recipe:
     ram: int | None = None
     context: int | None = None
     prompt_chunk: int | None = None
-    kv_cache: str | None = None
     min_decode_tps: float | None = None
     device: str | None = None
     calibration: tuple[str, ...] | None = None
@@ -48,6 +47,7 @@ class Recipe:
     seed: int | None = None
     tune: float | None = None
     refine: bool | None = None
+    kv_cache: str | None = None
     file: str = field(default="", compare=False, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
 
