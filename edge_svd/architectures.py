@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from edge_svd.errors import InputError
+from edge_svd.layouts import HEAD, Layout, layout_of
 from edge_svd.rotary import GLOBAL, LOCAL, rotary_of
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3")
+SUPPORTED = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
+    *("granite", "olmo2"),
+)
 """transformers' model_type of every decoder that can be described."""
 
 SITE_TYPES = ("embedding", "q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "lm_head")
-EMBEDDING = "model.embed_tokens"
-HEAD = "lm_head"
+PER_HEAD, WHOLE = "head", "whole"
+"""What a norm of queries and of keys spans: each head for itself, or all of them together."""
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _GEMMA = ("gemma", "gemma2", "gemma3_text")
-_PER_HEAD_NORM = ("qwen3", "gemma3_text")
+_QK_NORM = {"qwen3": PER_HEAD, "gemma3_text": PER_HEAD, "olmo2": WHOLE}
 _SLIDING = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 
 
@@ -51,8 +55,7 @@ class Architecture:
     attention_softcap: float
     logit_softcap: float
     embedding_multiplier: float
-    qk_norm: bool
-    sandwich_norms: bool
+    qk_norm: str
     fused_qkv: bool
     fused_gate_up: bool
     tied_embeddings: bool
@@ -64,6 +67,19 @@ class Architecture:
     eos_token_ids: tuple[int, ...]
     biased: tuple[str, ...] = ()
     """Site types that add a bias, in the order of SITE_TYPES."""
+    norms_before: bool = True
+    """Whether attention and MLP read a norm of the residual stream, not the stream itself."""
+    norms_after: bool = False
+    """Whether what they give passes a norm before it is added."""
+    residual_multiplier: float = 1.0
+    """Factor on what they add."""
+    logit_divisor: float = 1.0
+    """What the head's output is divided by, before any softcap."""
+
+    @property
+    def layout(self) -> Layout:
+        """The names of its modules."""
+        return layout_of(self.family)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists."""
@@ -103,29 +119,19 @@ def sites_of(architecture: Architecture) -> tuple[Site, ...]:
     """Every matrix in forward order, the embedding first and the head last; a tied head points to the embedding."""
     a = architecture
     q, kv, mlp = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.intermediate_size
-    attention = (
-        {"qkv": (q + 2 * kv, "qkv_proj")}
-        if a.fused_qkv
-        else {"q": (q, "q_proj"), "k": (kv, "k_proj"), "v": (kv, "v_proj")}
-    )
-    gates = (
-        {"gate_up": (2 * mlp, "gate_up_proj")}
-        if a.fused_gate_up
-        else {"gate": (mlp, "gate_proj"), "up": (mlp, "up_proj")}
-    )
-    sites = [Site(EMBEDDING, "embedding", -1, (a.vocab_size, a.hidden_size), "tokens", "", False)]
+    attention = {"qkv": q + 2 * kv} if a.fused_qkv else {"q": q, "k": kv, "v": kv}
+    inner = {"gate_up": 2 * mlp} if a.fused_gate_up else {"gate": mlp, "up": mlp}
+    names = a.layout
+    sites = [Site(names.embedding, "embedding", -1, (a.vocab_size, a.hidden_size), "tokens", "", False)]
     for layer in range(a.num_layers):
-        at = f"model.layers.{layer}"
-        rows: list[tuple[str, int, int, str, str]] = []
-        rows += [
-            (kind, m, a.hidden_size, f"self_attn.{module}", "attention") for kind, (m, module) in attention.items()
-        ]
-        rows += [("o", a.hidden_size, q, "self_attn.o_proj", "attention_output")]
-        rows += [(kind, m, a.hidden_size, f"mlp.{module}", "mlp") for kind, (m, module) in gates.items()]
-        rows += [("down", a.hidden_size, mlp, "mlp.down_proj", "mlp_inner")]
-        for kind, m, n, module, source in rows:
-            sites.append(Site(f"{at}.{module}", kind, layer, (m, n), f"{at}.{source}", "", kind in a.biased))
-    tied_to = EMBEDDING if a.tied_embeddings else ""
+        rows = [(kind, m, a.hidden_size, "attention") for kind, m in attention.items()]
+        rows += [("o", a.hidden_size, q, "attention_output")]
+        rows += [(kind, m, a.hidden_size, "mlp") for kind, m in inner.items()]
+        rows += [("down", a.hidden_size, mlp, "mlp_inner")]
+        for kind, m, n, source in rows:
+            read = f"{names.layer(layer)}.{source}"
+            sites.append(Site(names.part(layer, kind), kind, layer, (m, n), read, "", kind in a.biased))
+    tied_to = names.embedding if a.tied_embeddings else ""
     sites.append(Site(HEAD, "lm_head", -1, (a.vocab_size, a.hidden_size), "head", tied_to, "lm_head" in a.biased))
     return tuple(sites)
 
@@ -134,16 +140,16 @@ def norms_of(architecture: Architecture) -> dict[str, int]:
     """Name → length of every norm weight, under transformers' names, in forward order."""
     a = architecture
     norms: dict[str, int] = {}
+    heads = {"q_norm": a.num_heads, "k_norm": a.num_kv_heads} if a.qk_norm else {}
     for layer in range(a.num_layers):
-        at = f"model.layers.{layer}"
-        norms[f"{at}.input_layernorm.weight"] = a.hidden_size
-        if a.qk_norm:
-            norms |= {f"{at}.self_attn.q_norm.weight": a.head_dim, f"{at}.self_attn.k_norm.weight": a.head_dim}
-        norms[f"{at}.post_attention_layernorm.weight"] = a.hidden_size
-        if a.sandwich_norms:
-            norms[f"{at}.pre_feedforward_layernorm.weight"] = a.hidden_size
-            norms[f"{at}.post_feedforward_layernorm.weight"] = a.hidden_size
-    return norms | {"model.norm.weight": a.hidden_size}
+        widths: dict[str, int] = {}
+        if a.norms_before:
+            widths["before_attention"] = a.hidden_size
+        widths |= {part: a.head_dim * (count if a.qk_norm == WHOLE else 1) for part, count in heads.items()}
+        places = (("after_attention", a.norms_after), ("before_mlp", a.norms_before), ("after_mlp", a.norms_after))
+        widths |= {part: a.hidden_size for part, there in places if there}
+        norms |= {f"{a.layout.part(layer, part)}.weight": width for part, width in widths.items()}
+    return norms | {f"{a.layout.final_norm}.weight": a.hidden_size}
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -158,10 +164,6 @@ def architecture_of(config: Any) -> Architecture:
     layers = int(config.num_hidden_layers)
     rope = rotary_of(config, family, head_dim)
     max_position = rope.max_position
-    if family in ("gemma2", "gemma3_text"):
-        attention_scale = float(config.query_pre_attn_scalar) ** -0.5
-    else:
-        attention_scale = head_dim**-0.5
     if family == "gemma3_text" and getattr(config, "attn_logit_softcapping", None):
         raise _refuse(family, "attn_logit_softcapping", "transformers itself ignores it")
     if getattr(config, "use_bidirectional_attention", None):
@@ -179,12 +181,11 @@ def architecture_of(config: Any) -> Architecture:
         max_position=max_position,
         norm_eps=float(config.rms_norm_eps),
         activation=_activation(config, family),
-        attention_scale=attention_scale,
+        attention_scale=_attention_scale(config, family, head_dim),
         attention_softcap=float(getattr(config, "attn_logit_softcapping", None) or 0.0) if family == "gemma2" else 0.0,
         logit_softcap=float(getattr(config, "final_logit_softcapping", None) or 0.0) if family in _GEMMA[1:] else 0.0,
-        embedding_multiplier=_as_float32(math.sqrt(config.hidden_size)) if family in _GEMMA else 1.0,
-        qk_norm=family in _PER_HEAD_NORM,
-        sandwich_norms=family in ("gemma2", "gemma3_text"),
+        embedding_multiplier=_embedding_multiplier(config, family),
+        qk_norm=_QK_NORM.get(family, ""),
         fused_qkv=family == "phi3",
         fused_gate_up=family == "phi3",
         tied_embeddings=bool(config.tie_word_embeddings),
@@ -199,9 +200,26 @@ def architecture_of(config: Any) -> Architecture:
         if isinstance(eos, int)
         else tuple(int(token) for token in eos),
         biased=_biased(config, family),
+        norms_before=family != "olmo2",
+        norms_after=family in ("gemma2", "gemma3_text", "olmo2"),
+        residual_multiplier=float(config.residual_multiplier) if family == "granite" else 1.0,
+        logit_divisor=float(config.logits_scaling) if family == "granite" else 1.0,
     )
     _check(architecture)
     return architecture
+
+
+def _attention_scale(config: Any, family: str, head_dim: int) -> float:
+    if family == "granite":
+        return float(config.attention_multiplier)
+    scalar = float(config.query_pre_attn_scalar) if family in ("gemma2", "gemma3_text") else float(head_dim)
+    return float(scalar**-0.5)
+
+
+def _embedding_multiplier(config: Any, family: str) -> float:
+    if family == "granite":
+        return float(config.embedding_multiplier)
+    return _as_float32(math.sqrt(config.hidden_size)) if family in _GEMMA else 1.0
 
 
 def _activation(config: Any, family: str) -> str:
@@ -239,7 +257,8 @@ def _biased(config: Any, family: str) -> tuple[str, ...]:
     attention = (
         ("q", "k", "v", "o") if family not in ("mistral", "phi3") and getattr(config, "attention_bias", False) else ()
     )
-    mlp = ("gate", "up", "down") if family in ("llama", "smollm3") and getattr(config, "mlp_bias", False) else ()
+    has_mlp = family in ("llama", "smollm3", "granite") and getattr(config, "mlp_bias", False)
+    mlp = ("gate", "up", "down") if has_mlp else ()
     return attention + mlp
 
 
@@ -286,6 +305,7 @@ def _check(a: Architecture) -> None:
         "max_position",
     )
     tokens = [*a.eos_token_ids, *([a.bos_token_id] if a.bos_token_id is not None else [])]
+    parts = a.layout.parts
     rules = {
         "family": a.family in SUPPORTED,
         **{key: 0 < getattr(a, key) < 2**31 for key in counts},
@@ -296,6 +316,11 @@ def _check(a: Architecture) -> None:
         "attention_softcap": a.attention_softcap >= 0,
         "logit_softcap": a.logit_softcap >= 0,
         "embedding_multiplier": a.embedding_multiplier > 0,
+        "qk_norm": a.qk_norm in ("", PER_HEAD, WHOLE),
+        "norms_before": a.norms_before == ("before_attention" in parts),
+        "norms_after": a.norms_after == ("after_attention" in parts),
+        "residual_multiplier": a.residual_multiplier > 0,
+        "logit_divisor": a.logit_divisor > 0 and (a.logit_divisor == 1 or "lm_head" not in a.biased),
         "layer_windows": len(a.layer_windows) == a.num_layers and min(a.layer_windows, default=-1) >= 0,
         "layer_ropes": len(a.layer_ropes) == a.num_layers and set(a.layer_ropes) <= {GLOBAL, LOCAL, ""},
         "rotary_dim": 0 < a.rotary_dim <= a.head_dim and a.rotary_dim % 2 == 0,

@@ -36,7 +36,7 @@ def load(path: Path | str) -> Any:
         if not site.tied_to:
             _place(model, checkpoint, site)
     if checkpoint.architecture.tied_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        model.lm_head.weight = model.get_submodule(checkpoint.architecture.layout.embedding).weight
     offset = np.float32(1.0 if checkpoint.architecture.family.startswith("gemma") else 0.0)
     for name in norms_of(checkpoint.architecture):
         _set(model, name, torch.from_numpy(checkpoint.tensor(name) - offset))

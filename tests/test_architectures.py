@@ -35,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GEMMA, "num_hidden_layers": 7},
     "phi3": {"tie_word_embeddings": False, "sliding_window": None},
     "smollm3": {"use_sliding_window": False},
+    "granite": {"attention_multiplier": 0.4, "residual_multiplier": 0.6, "logits_scaling": 2.5, "mlp_bias": True},
+    "olmo2": {"attention_bias": True},
 }
 
 

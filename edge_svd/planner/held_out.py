@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from edge_svd.architectures import Architecture
 from edge_svd.calibrate.collect import logits_of
 from edge_svd.errors import Failure
 
@@ -27,8 +28,10 @@ class HeldOutKl:
     The layers compute in `precision`, on both sides of the divergence; logits are always fp32.
     """
 
-    def __init__(self, model: Any, windows: torch.Tensor, softcap: float, precision: str = "float32") -> None:
-        self.model, self.windows, self.softcap = model, windows[:WINDOWS], softcap
+    def __init__(
+        self, model: Any, windows: torch.Tensor, architecture: Architecture, precision: str = "float32"
+    ) -> None:
+        self.model, self.windows, self.architecture = model, windows[:WINDOWS], architecture
         self.half = precision == "bfloat16"
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
@@ -37,9 +40,9 @@ class HeldOutKl:
             with torch.inference_mode():
                 # Every weight is used once: the cache would only keep all of them in bfloat16.
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
-                    hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state
+                    hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
-                    yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
+                    yield torch.log_softmax(logits_of(self.model, states, self.architecture)[0], dim=-1)
 
     def measure(self, windows: int = WINDOWS) -> float:
         """The divergence with the model's weights as they are now; Failure if it is not finite."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import EMBEDDING, Architecture, sites_of
+from edge_svd.architectures import Architecture, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, SiteFormat, padded
 from edge_svd.fusing import fused, merges
@@ -183,7 +183,7 @@ def _held(
     for site in sites_of(architecture):
         if site.tied_to:
             continue
-        if site.name == EMBEDDING:
+        if site.type == "embedding":
             embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load)
             continue
         for product in calls(site.shape, formats[site.name]).products:

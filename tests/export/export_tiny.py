@@ -54,6 +54,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3-partial": ("Phi3", {"sliding_window": None, "head_dim": 32, "partial_rotary_factor": 0.5}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "olmo2": ("Olmo2", {"tie_word_embeddings": True}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0], "use_sliding_window": False}),
 }
 
