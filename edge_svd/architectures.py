@@ -11,16 +11,17 @@ import dataclasses
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
+from edge_svd import learned
 from edge_svd.errors import InputError
 from edge_svd.layouts import HEAD, Layout, layout_of
-from edge_svd.rotary import GLOBAL, LOCAL, rotary_of
+from edge_svd.rotary import GLOBAL, LOCAL, NO_ROTARY, rotary_of
 
 SUPPORTED = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
-    *("granite", "olmo2"),
+    *("granite", "olmo2", "gpt2", "opt"),
 )
 """transformers' model_type of every decoder that can be described."""
 
@@ -29,6 +30,7 @@ PER_HEAD, WHOLE = "head", "whole"
 """What a norm of queries and of keys spans: each head for itself, or all of them together."""
 
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
+_ACTIVATIONS |= {"gelu": "gelu", "relu": "relu"}
 _GEMMA = ("gemma", "gemma2", "gemma3_text")
 _QK_NORM = {"qwen3": PER_HEAD, "gemma3_text": PER_HEAD, "olmo2": WHOLE}
 _SLIDING = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
@@ -36,7 +38,7 @@ _SLIDING = ("qwen2", "qwen3", "gemma2", "gemma3_text", "smollm3")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder of the Llama kind; norms are RMSNorm with effective weights, rotary pairs are (i, i + rotary_dim /
+    """A decoder of the Llama kind, or of GPT-2's; norms have effective weights, rotary pairs are (i, i + rotary_dim /
     2).
     """
 
@@ -75,6 +77,12 @@ class Architecture:
     """Factor on what they add."""
     logit_divisor: float = 1.0
     """What the head's output is divided by, before any softcap."""
+    layer_norm: bool = False
+    """Whether norms are LayerNorm, with a mean that is taken off and a bias that is added, not RMSNorm."""
+    gated: bool = True
+    """Whether the MLP multiplies what `up` gives with an activated gate; without one, it activates what `up` gives."""
+    learned_positions: bool = False
+    """Whether a row of a table is added to every token's embedding, the row of its position below `max_position`."""
 
     @property
     def layout(self) -> Layout:
@@ -120,7 +128,7 @@ def sites_of(architecture: Architecture) -> tuple[Site, ...]:
     a = architecture
     q, kv, mlp = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.intermediate_size
     attention = {"qkv": q + 2 * kv} if a.fused_qkv else {"q": q, "k": kv, "v": kv}
-    inner = {"gate_up": 2 * mlp} if a.fused_gate_up else {"gate": mlp, "up": mlp}
+    inner = {"gate_up": 2 * mlp} if a.fused_gate_up else {"gate": mlp, "up": mlp} if a.gated else {"up": mlp}
     names = a.layout
     sites = [Site(names.embedding, "embedding", -1, (a.vocab_size, a.hidden_size), "tokens", "", False)]
     for layer in range(a.num_layers):
@@ -137,7 +145,7 @@ def sites_of(architecture: Architecture) -> tuple[Site, ...]:
 
 
 def norms_of(architecture: Architecture) -> dict[str, int]:
-    """Name → length of every norm weight, under transformers' names, in forward order."""
+    """Name → length of every norm's weight and, of a LayerNorm, bias, under transformers' names, in forward order."""
     a = architecture
     norms: dict[str, int] = {}
     heads = {"q_norm": a.num_heads, "k_norm": a.num_kv_heads} if a.qk_norm else {}
@@ -148,8 +156,10 @@ def norms_of(architecture: Architecture) -> dict[str, int]:
         widths |= {part: a.head_dim * (count if a.qk_norm == WHOLE else 1) for part, count in heads.items()}
         places = (("after_attention", a.norms_after), ("before_mlp", a.norms_before), ("after_mlp", a.norms_after))
         widths |= {part: a.hidden_size for part, there in places if there}
-        norms |= {f"{a.layout.part(layer, part)}.weight": width for part, width in widths.items()}
-    return norms | {f"{a.layout.final_norm}.weight": a.hidden_size}
+        norms |= {a.layout.part(layer, part): width for part, width in widths.items()}
+    norms[a.layout.final_norm] = a.hidden_size
+    tensors = ("weight", "bias") if a.layer_norm else ("weight",)
+    return {f"{name}.{tensor}": width for name, width in norms.items() for tensor in tensors}
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -160,9 +170,16 @@ def architecture_of(config: Any) -> Architecture:
         label = f"{family} ({named[0]})" if named else family
         raise InputError(f"The architecture {label} is not supported; supported are {', '.join(SUPPORTED)}.")
     heads = int(config.num_attention_heads)
-    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    of_gpt2 = family in learned.FAMILIES
+    own = None if of_gpt2 else getattr(config, "head_dim", None)
+    head_dim = int(own or config.hidden_size // heads)
     layers = int(config.num_hidden_layers)
-    rope = rotary_of(config, family, head_dim)
+    if of_gpt2:
+        learned.refuse_variants(config, family)
+        rope = replace(NO_ROTARY, max_position=int(config.max_position_embeddings))
+    else:
+        rope = rotary_of(config, family, head_dim)
+    sizes = learned.sizes(config, family) if of_gpt2 else _sizes(config, family)
     max_position = rope.max_position
     if family == "gemma3_text" and getattr(config, "attn_logit_softcapping", None):
         raise _refuse(family, "attn_logit_softcapping", "transformers itself ignores it")
@@ -172,21 +189,17 @@ def architecture_of(config: Any) -> Architecture:
     architecture = Architecture(
         family=family,
         hidden_size=int(config.hidden_size),
-        intermediate_size=int(config.intermediate_size),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=head_dim,
         vocab_size=int(config.vocab_size),
         max_position=max_position,
-        norm_eps=float(config.rms_norm_eps),
         activation=_activation(config, family),
         attention_scale=_attention_scale(config, family, head_dim),
         attention_softcap=float(getattr(config, "attn_logit_softcapping", None) or 0.0) if family == "gemma2" else 0.0,
         logit_softcap=float(getattr(config, "final_logit_softcapping", None) or 0.0) if family in _GEMMA[1:] else 0.0,
         embedding_multiplier=_embedding_multiplier(config, family),
         qk_norm=_QK_NORM.get(family, ""),
-        fused_qkv=family == "phi3",
         fused_gate_up=family == "phi3",
         tied_embeddings=bool(config.tie_word_embeddings),
         layer_windows=tuple(window if window < max_position else 0 for window in _windows(config, family, layers)),
@@ -199,14 +212,27 @@ def architecture_of(config: Any) -> Architecture:
         else (int(eos),)
         if isinstance(eos, int)
         else tuple(int(token) for token in eos),
-        biased=_biased(config, family),
+        **sizes,
         norms_before=family != "olmo2",
         norms_after=family in ("gemma2", "gemma3_text", "olmo2"),
         residual_multiplier=float(config.residual_multiplier) if family == "granite" else 1.0,
         logit_divisor=float(config.logits_scaling) if family == "granite" else 1.0,
+        layer_norm=of_gpt2,
+        gated=not of_gpt2,
+        learned_positions=of_gpt2,
     )
     _check(architecture)
     return architecture
+
+
+def _sizes(config: Any, family: str) -> dict[str, Any]:
+    return {
+        "intermediate_size": int(config.intermediate_size),
+        "num_kv_heads": int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads),
+        "norm_eps": float(config.rms_norm_eps),
+        "fused_qkv": family == "phi3",
+        "biased": _biased(config, family),
+    }
 
 
 def _attention_scale(config: Any, family: str, head_dim: int) -> float:
@@ -227,6 +253,8 @@ def _activation(config: Any, family: str) -> str:
         family == "gemma"
     ):  # released Gemma configs say "gelu" in hidden_act and mean the tanh form, as transformers computes it
         name = getattr(config, "hidden_activation", None) or "gelu_pytorch_tanh"
+    elif family in learned.FAMILIES:
+        name = config.activation_function
     else:
         name = config.hidden_activation if family in _GEMMA else config.hidden_act
     if name not in _ACTIVATIONS:
@@ -248,6 +276,8 @@ def _layer_ropes(config: Any, family: str, layers: int) -> tuple[str, ...]:
         return tuple(LOCAL if kind == "sliding_attention" else GLOBAL for kind in config.layer_types)
     if family == "smollm3":
         return tuple(GLOBAL if used else "" for used in config.no_rope_layers)
+    if family in learned.FAMILIES:
+        return ("",) * layers
     return (GLOBAL,) * layers
 
 
@@ -323,7 +353,11 @@ def _check(a: Architecture) -> None:
         "logit_divisor": a.logit_divisor > 0 and (a.logit_divisor == 1 or "lm_head" not in a.biased),
         "layer_windows": len(a.layer_windows) == a.num_layers and min(a.layer_windows, default=-1) >= 0,
         "layer_ropes": len(a.layer_ropes) == a.num_layers and set(a.layer_ropes) <= {GLOBAL, LOCAL, ""},
-        "rotary_dim": 0 < a.rotary_dim <= a.head_dim and a.rotary_dim % 2 == 0,
+        "rotary_dim": (0 < a.rotary_dim or not any(a.layer_ropes))
+        and 0 <= a.rotary_dim <= a.head_dim
+        and a.rotary_dim % 2 == 0,
+        "learned_positions": a.learned_positions == bool(a.layout.positions),
+        "gated": a.gated or not a.fused_gate_up,
         "rope_scale": a.rope_scale > 0,
         "bos_token_id or eos_token_ids": all(0 <= token < a.vocab_size for token in tokens),
         "biased": set(a.biased) <= set(SITE_TYPES) - {"embedding"} and len(set(a.biased)) == len(a.biased),

@@ -87,9 +87,7 @@ def compress(
             save_weights(partial, stem, arrays)
         else:
             done += len(sites)
-    save_weights(
-        partial, "rest", opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
-    )
+    save_weights(partial, "rest", opened.other_tensors())
     progress(len(plan.sites), len(plan.sites))
     source = {"model": opened.name, "digest": opened.digest}
     finish_checkpoint(partial, opened.architecture, plan.formats, plan.to_json(), source, opened.companions)

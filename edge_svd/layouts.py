@@ -20,14 +20,21 @@ _LAYER = re.compile(r"^(.*?\.)(\d+)\.")
 class Layout:
     """Names of modules: of the model (embedding, table of positions, list of layers, last norm) and of each layer.
 
+    `first_position` is the row of the table that belongs to position 0.
     `parts` are the matrices by type and the norms by place: before and after attention and MLP, of queries and keys.
     """
 
     embedding: str = EMBEDDING
     positions: str = ""
+    first_position: int = 0
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def body(self) -> str:
+        """The module that gives the last hidden states: everything but the head."""
+        return self.embedding.partition(".")[0]
 
     def layer(self, number: int) -> str:
         """The module of one layer."""
@@ -57,6 +64,35 @@ _SANDWICH = replace(_LLAMA, parts={**_LLAMA.parts, **_AFTER, "before_mlp": "pre_
 LAYOUTS = {
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
+    "gpt2": Layout(
+        embedding="transformer.wte",
+        positions="transformer.wpe",
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        parts={
+            "qkv": "attn.c_attn",
+            "o": "attn.c_proj",
+            "up": "mlp.c_fc",
+            "down": "mlp.c_proj",
+            "before_attention": "ln_1",
+            "before_mlp": "ln_2",
+        },
+    ),
+    "opt": Layout(
+        embedding="model.decoder.embed_tokens",
+        positions="model.decoder.embed_positions",
+        first_position=2,
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        parts={
+            **_ATTENTION,
+            "o": "self_attn.out_proj",
+            "up": "fc1",
+            "down": "fc2",
+            "before_attention": "self_attn_layer_norm",
+            "before_mlp": "final_layer_norm",
+        },
+    ),
     "olmo2": replace(_LLAMA, parts={**_ATTENTION, **_MLP, **_HEADS, **_AFTER}),
 }
 """Family → its names, where they are not Llama's."""

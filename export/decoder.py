@@ -1,4 +1,4 @@
-"""A Llama-like decoder as one ONNX graph."""
+"""A decoder of Llama's or GPT-2's kind as one ONNX graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import onnx_ir as ir
 from edge_svd.architectures import WHOLE, Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
-from edge_svd.export.embedding import embedding
+from edge_svd.export.embedding import embedding, position_rows
 from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import fused_linear, linear
-from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
+from edge_svd.export.norms import add_and_norm, head_norm, layer_norm, rms_norm
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
 from edge_svd.layouts import HEAD
@@ -83,7 +83,12 @@ class _Decoder:
         spans = spans_of(b, ids, mask)
         table = self.names.embedding
         hidden = embedding(b, ids, self.sites[table], self.formats[table], a.embedding_multiplier)
-        normed = self.norm(hidden, self.before(0, "attention")) if a.norms_before else hidden
+        first = self.before(0, "attention")
+        if a.learned_positions:
+            rows = position_rows(b, positions, f"{self.names.positions}.weight", (self.context, a.hidden_size))
+            hidden, normed = self.added(hidden, rows, first)
+        else:
+            normed = self.norm(hidden, first) if first else hidden
         presents: list[ir.Value] = []
         for layer in range(a.num_layers):
             hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions)
@@ -133,14 +138,23 @@ class _Decoder:
             x = self.norm(x, self.names.part(layer, f"after_{part}"))
         if a.residual_multiplier != 1.0:
             x = b.op("Mul", x, b.constant(a.residual_multiplier, np.float32))
+        return self.added(hidden, x, following)
+
+    def added(self, hidden: ir.Value, x: ir.Value, following: str) -> tuple[ir.Value, ir.Value]:
+        """(hidden + x, its norm): the sum itself where no norm follows."""
+        a = self.a
         if following:
-            return add_and_norm(b, hidden, x, f"{following}.weight", a.hidden_size, a.norm_eps)
-        total = b.op("Add", hidden, x)
+            bias = f"{following}.bias" if a.layer_norm else ""
+            return add_and_norm(self.b, hidden, x, f"{following}.weight", a.hidden_size, a.norm_eps, bias)
+        total = self.b.op("Add", hidden, x)
         return total, total
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
         """A norm over the whole residual stream."""
-        return rms_norm(self.b, x, f"{name}.weight", self.a.hidden_size, self.a.norm_eps)
+        a = self.a
+        if a.layer_norm:
+            return layer_norm(self.b, x, f"{name}.weight", f"{name}.bias", a.hidden_size, a.norm_eps)
+        return rms_norm(self.b, x, f"{name}.weight", a.hidden_size, a.norm_eps)
 
     def projections(self, normed: ir.Value, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Queries, keys and values, each [batch, sequence, heads * head_dim]."""
@@ -167,17 +181,24 @@ class _Decoder:
 
     def mlp(self, normed: ir.Value, layer: int) -> ir.Value:
         a, b = self.a, self.b
+        down = self.names.part(layer, "down")
+        if not a.gated:
+            return self.linear(self.activated(self.linear(normed, self.names.part(layer, "up"))), down)
         if a.fused_gate_up:
             both = self.linear(normed, self.names.part(layer, "gate_up"))
             halves = b.constant([a.intermediate_size] * 2, np.int64)
             gate, up = b.node("Split", [both, halves], outputs=2, axis=-1)
         else:
             gate, up = self.several(normed, [self.names.part(layer, kind) for kind in ("gate", "up")])
-        if a.activation == "silu":
-            gate = b.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # with alpha 1 this is x * sigmoid(x)
-        else:
-            gate = b.op("Gelu", gate, approximate="tanh")
-        return self.linear(b.op("Mul", gate, up), self.names.part(layer, "down"))
+        return self.linear(b.op("Mul", self.activated(gate), up), down)
+
+    def activated(self, x: ir.Value) -> ir.Value:
+        """The MLP's activation."""
+        if self.a.activation == "silu":
+            return self.b.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # with alpha 1 this is x * sigmoid(x)
+        if self.a.activation == "relu":
+            return self.b.op("Relu", x)
+        return self.b.op("Gelu", x, approximate="tanh" if self.a.activation == "gelu_tanh" else "none")
 
     def head(self, normed: ir.Value) -> ir.Value:
         a, b, site = self.a, self.b, self.sites[HEAD]

@@ -125,7 +125,8 @@ def last_hidden(
     try:
         half = precision == "bfloat16"
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            hidden = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
+            body = model.get_submodule(embedding.partition(".")[0])
+            hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
     finally:
         handle.remove()
     return hidden.float()

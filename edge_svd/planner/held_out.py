@@ -36,11 +36,12 @@ class HeldOutKl:
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
     def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
+        body = self.model.get_submodule(self.architecture.layout.body)
         for ids in self.windows[:windows].split(BATCH):
             with torch.inference_mode():
                 # Every weight is used once: the cache would only keep all of them in bfloat16.
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
-                    hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+                    hidden = body(input_ids=ids, use_cache=False).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
                     yield torch.log_softmax(logits_of(self.model, states, self.architecture)[0], dim=-1)
 
