@@ -32,7 +32,7 @@ def stand_in(opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, 
             arrays[f"{site.name}.{suffix}"] = _numbers(rng, suffix, dtype, shape)
         if site.bias:
             arrays[f"{site.name}.bias"] = np.zeros(site.shape[0], np.float32)
-    arrays |= opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
+    arrays |= opened.other_tensors()
     source = {"model": opened.name, "digest": opened.digest}
     checkpoint = out.with_name(out.name + ".checkpoint")
     write_checkpoint(checkpoint, opened.architecture, formats, {}, source, arrays, opened.companions)

@@ -88,7 +88,7 @@ def compress(
             save_weights(partial, stem, arrays)
         else:
             done += len(sites)
-    rest = opened.norms() | {f"rotary.{key}.inv_freq": table for key, table in opened.rotary().items()}
+    rest = opened.other_tensors()
     if plan.kv_cache == "int8":
         scales = rounded_cache(opened, statistics).scales
         rest |= {name: scale.numpy() for name, scale in scales.items()}

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_svd.architectures import EMBEDDING, HEAD, Architecture, architecture_of, norms_of, sites_of
+from edge_svd.architectures import Architecture, architecture_of, norms_of, sites_of
 from edge_svd.errors import InputError
 from edge_svd.gguf_file import GgufFile
+from edge_svd.layouts import EMBEDDING, HEAD
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 

@@ -10,6 +10,7 @@ import torch
 
 from edge_svd.architectures import Site, norms_of
 from edge_svd.checkpoint import Checkpoint
+from edge_svd.conv1d import without_conv1d
 from edge_svd.factored import FactoredLinear
 from edge_svd.formats import BLOCKED, CODED, PIVOTED, PLANES
 from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
@@ -31,15 +32,20 @@ def load(path: Path | str) -> Any:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     attention = "eager" if checkpoint.architecture.attention_softcap else "sdpa"
-    model.set_attn_implementation(attention)
+    without_conv1d(model).set_attn_implementation(attention)
     for site in checkpoint.sites:
         if not site.tied_to:
             _place(model, checkpoint, site)
     if checkpoint.architecture.tied_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
+        model.lm_head.weight = model.get_submodule(checkpoint.architecture.layout.embedding).weight
     offset = np.float32(1.0 if checkpoint.architecture.family.startswith("gemma") else 0.0)
     for name in norms_of(checkpoint.architecture):
         _set(model, name, torch.from_numpy(checkpoint.tensor(name) - offset))
+    if checkpoint.architecture.learned_positions:
+        names = checkpoint.architecture.layout
+        table = torch.from_numpy(checkpoint.tensor(f"{names.positions}.weight").astype(np.float32))
+        # Rows before that of position 0 belong to padding, which nothing attends to.
+        _set(model, f"{names.positions}.weight", torch.nn.functional.pad(table, (0, 0, names.first_position, 0)))
     return _with_buffers(model, config, checkpoint)
 
 
@@ -126,6 +132,13 @@ def _set(model: Any, name: str, tensor: torch.Tensor) -> None:
     setattr(model.get_submodule(module), leaf, torch.nn.Parameter(tensor.float(), requires_grad=False))
 
 
+def _mask(key: str, buffer: torch.Tensor) -> torch.Tensor:
+    """What GPT-2's attention keeps beside its weights: who may look at whom, and the score of who may not."""
+    if key == "masked_bias":
+        return torch.tensor(-1e4)
+    return torch.ones(buffer.shape, dtype=torch.bool).tril()
+
+
 def _with_buffers(model: Any, config: Any, checkpoint: Checkpoint) -> Any:
     """Buffers (rotary frequencies, embedding scales) are not parameters; rebuild the few modules that hold them."""
     for name, module in list(model.named_modules()):
@@ -136,6 +149,8 @@ def _with_buffers(model: Any, config: Any, checkpoint: Checkpoint) -> Any:
                     table = "local" if leaf.endswith("local") or key.startswith("sliding") else "global"
                     frequencies = torch.from_numpy(checkpoint.tensor(f"rotary.{table}.inv_freq"))
                     module.register_buffer(key, frequencies.clone(), persistent=False)
+                elif leaf == "attn" and key in ("bias", "masked_bias"):
+                    module.register_buffer(key, _mask(key, buffer), persistent=False)
                 elif key == "embed_scale":
                     module.register_buffer(
                         key, torch.tensor(checkpoint.architecture.embedding_multiplier), persistent=False

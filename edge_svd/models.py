@@ -80,9 +80,31 @@ class OpenedModel:
         offset = np.float32(1.0 if self.architecture.family.startswith("gemma") else 0.0)
         return {name: self.model.get_parameter(name).numpy() + offset for name in norms_of(self.architecture)}
 
+    def positions(self) -> dict[str, np.ndarray[Any, np.dtype[np.float16]]]:
+        """Name → table of learned positions, fp16 [max_position, hidden], row 0 that of position 0; empty without one.
+
+        InputError for a table that halves cannot hold.
+        """
+        names = self.architecture.layout
+        if not self.architecture.learned_positions:
+            return {}
+        name = f"{names.positions}.weight"
+        table = self.model.get_parameter(name)[names.first_position :].numpy()
+        if np.abs(table).max() > np.finfo(np.float16).max:
+            raise InputError(f"The tensor {name} of {self.name} holds values beyond ±65504, which halves cannot hold.")
+        return {name: table.astype(np.float16)}
+
+    def other_tensors(self) -> dict[str, np.ndarray[Any, Any]]:
+        """What a checkpoint holds beside the matrices: norms, learned positions, rotary frequencies."""
+        tables = {f"rotary.{key}.inv_freq": table for key, table in self.rotary().items()}
+        return {**self.norms(), **self.positions(), **tables}
+
     def rotary(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Key of `Architecture.layer_ropes` → inverse frequencies, fp32 [rotary_dim / 2]."""
-        base = self.model.model
+        used = sorted(set(self.architecture.layer_ropes) - {""})
+        if not used:
+            return {}
+        base = self.model.get_submodule(self.architecture.layout.body)
         tables = {GLOBAL: base.rotary_emb}
         prefix = {GLOBAL: "", LOCAL: ""}
         if LOCAL in self.architecture.layer_ropes:
@@ -93,7 +115,6 @@ class OpenedModel:
                     dict.fromkeys((GLOBAL, LOCAL), base.rotary_emb),
                     {GLOBAL: "full_attention_", LOCAL: "sliding_attention_"},
                 )
-        used = sorted(set(self.architecture.layer_ropes) - {""})
         return {key: getattr(tables[key], f"{prefix[key]}inv_freq").float().numpy().copy() for key in used}
 
 
@@ -195,7 +216,9 @@ def _opened(
 ) -> OpenedModel:
     import torch
 
-    model.eval().requires_grad_(False)
+    from edge_svd.conv1d import without_conv1d
+
+    without_conv1d(model).eval().requires_grad_(False)
     for parameter_name, parameter in model.named_parameters():
         # the sum is finite unless an entry is not, or finite entries overflow: only then is every entry looked at
         if not torch.isfinite(parameter.sum()) and not torch.isfinite(parameter).all():

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from edge_svd.architectures import EMBEDDING
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.compress import compressed
@@ -71,7 +70,7 @@ def refine(
     Raises:
         InputError, Failure: as `compress`; NaN or Inf on the held-out windows.
     """
-    meter = HeldOutKl(opened.model, statistics.held_out(), opened.architecture.logit_softcap)
+    meter = HeldOutKl(opened.model, statistics.held_out(), opened.architecture)
     total = 1 + GROUPS + ROUNDS
     best = compressed(opened, plan, statistics, folder / "first")
     before = after = _measured(opened, meter, best, plan, list(plan.sites))
@@ -153,8 +152,9 @@ def _measured(opened: OpenedModel, meter: HeldOutKl, checkpoint: Checkpoint, pla
     for name in names:
         parts = dense_parts(checkpoint, sites[name])
         weights[name] = parts[0] if len(parts) == 1 else parts[0] @ parts[1]
-    if opened.architecture.tied_embeddings and EMBEDDING in weights:
-        weights["lm_head"] = weights[EMBEDDING]
+    for site in opened.sites:
+        if site.tied_to in weights:
+            weights[site.name] = weights[site.tied_to]
     for site in opened.sites:
         owner, width = site.tied_to or site.name, site.shape[1]
         # Widths that are padded at run time keep their inputs as they are here.

@@ -24,6 +24,9 @@ class Rotary:
     max_position: int
 
 
+NO_ROTARY = Rotary(0, 1.0, 0)
+
+
 def rotary_of(config: Any, family: str, head_dim: int) -> Rotary:
     """Read the rotary part of a transformers configuration (version 4 or 5); InputError if its table is not
     constant.

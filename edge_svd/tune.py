@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
-from edge_svd.architectures import norms_of
+from edge_svd.architectures import Architecture, norms_of
 from edge_svd.calibrate.collect import LOGIT_BLOCK, logits_of, pull_back
 from edge_svd.checkpoint import Checkpoint, save_weights
 from edge_svd.errors import Failure
@@ -63,7 +63,7 @@ def tune(
     Raises:
         Failure: NaN or Inf on the way.
     """
-    softcap = opened.architecture.logit_softcap
+    architecture = opened.architecture
     student = load(path)
     checkpoint = Checkpoint.open(path)
     changes = _changes(checkpoint)
@@ -72,14 +72,14 @@ def tune(
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: 0.5 * (1 + math.cos(math.pi * at / steps)))
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-    measured = HeldOutKl(opened.model, held, softcap)
+    measured = HeldOutKl(opened.model, held, architecture)
     measured.model = student
     before = measured.measure()
     with _applied(student, changes):
         for at in range(steps):
             ids = windows[order[at % len(order)]]
             optimiser.zero_grad(set_to_none=True)
-            _pull(opened.model, student, ids, softcap, precision)
+            _pull(opened.model, student, ids, architecture, precision)
             optimiser.step()
             schedule.step()
             progress(at + 1, steps)
@@ -133,7 +133,7 @@ def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
         if site.type in ("embedding", "lm_head") or site.tied_to:
             continue
         fmt = checkpoint.formats[site.name]
-        if fmt.kind in OUTPUTS and f"{site.name}.bias" not in checkpoint.names:
+        if fmt.kind in OUTPUTS:
             add(f"{site.name}.{OUTPUTS[fmt.kind]}", site.name)
         if fmt.kind == "blocks":
             add(f"{site.name}.u8", site.name, "weight", fmt.block)
@@ -141,8 +141,20 @@ def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
             if f"{site.name}.s{bits}" in checkpoint.names:
                 add(f"{site.name}.s{bits}", site.name, "a")
     for name in norms_of(checkpoint.architecture):
-        add(name, name.rpartition(".")[0])
+        module, _, tensor = name.rpartition(".")
+        if tensor == "weight":
+            add(name, module)
     return found
+
+
+def _rescaling(parameter: torch.nn.Parameter) -> Callable[..., torch.Tensor]:
+    """A hook that multiplies what a module gives, but for the bias that it adds, with 1 + parameter."""
+
+    def hook(module: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
+        bias = getattr(module, "bias", None)
+        return output * (1 + parameter) if bias is None else output + (output - bias) * parameter
+
+    return hook
 
 
 @contextmanager
@@ -155,9 +167,7 @@ def _applied(model: Any, changes: Mapping[str, _Change]) -> Iterator[None]:
         if change.matrix:
             rescaled.setdefault((change.module, change.matrix), []).append(change)
         else:
-            handles.append(
-                module.register_forward_hook(lambda _, __, output, parameter=change.parameter: output * (1 + parameter))
-            )
+            handles.append(module.register_forward_hook(_rescaling(change.parameter)))
     for (name, matrix), own in rescaled.items():
         register_parametrization(model.get_submodule(name), matrix, _Rescaled(own))
     try:
@@ -169,19 +179,20 @@ def _applied(model: Any, changes: Mapping[str, _Change]) -> Iterator[None]:
             remove_parametrizations(model.get_submodule(name), matrix, leave_parametrized=False)
 
 
-def _pull(dense: Any, student: Any, ids: torch.Tensor, softcap: float, precision: str) -> None:
+def _pull(dense: Any, student: Any, ids: torch.Tensor, architecture: Architecture, precision: str) -> None:
     """Gradients of the mean KL over one window, into the changes."""
     half = precision == "bfloat16"
+    body = architecture.layout.body
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False):
-        target = dense.model(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
+        target = dense.get_submodule(body)(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        hidden = student.model(input_ids=ids[None], use_cache=False).last_hidden_state
+        hidden = student.get_submodule(body)(input_ids=ids[None], use_cache=False).last_hidden_state
     pull = torch.empty_like(hidden[0], dtype=torch.float32)
     with torch.no_grad():
         for start in range(0, len(ids), LOGIT_BLOCK):
             block = slice(start, start + LOGIT_BLOCK)
-            p = torch.softmax(logits_of(dense, target[block], softcap)[0], dim=-1)
-            logits, slope = logits_of(student, hidden[0, block].float(), softcap)
+            p = torch.softmax(logits_of(dense, target[block], architecture)[0], dim=-1)
+            logits, slope = logits_of(student, hidden[0, block].float(), architecture)
             seed = (torch.softmax(logits, dim=-1) - p) / len(ids)
             pull[block] = pull_back(student, seed, slope, precision)
     hidden.backward(pull[None].to(hidden.dtype))

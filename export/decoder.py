@@ -1,4 +1,4 @@
-"""A Llama-like decoder as one ONNX graph."""
+"""A decoder of Llama's or GPT-2's kind as one ONNX graph."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edge_svd.architectures import EMBEDDING, HEAD, Architecture, Site, sites_of
+from edge_svd.architectures import WHOLE, Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, spans_of
-from edge_svd.export.embedding import embedding
+from edge_svd.export.embedding import embedding, position_rows
 from edge_svd.export.graph import CACHES, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import fused_linear, linear
-from edge_svd.export.norms import add_and_norm, head_norm, rms_norm
+from edge_svd.export.norms import add_and_norm, head_norm, layer_norm, rms_norm
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
+from edge_svd.layouts import HEAD
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class _Decoder:
         self.every_position = every_position
         self.biases = biases
         self.cache = cache
+        self.names = architecture.layout
         self.sites: dict[str, Site] = {site.name: site for site in sites_of(architecture)}
         self.b = Builder()
 
@@ -83,8 +85,14 @@ class _Decoder:
             for n in range(a.num_layers)
         ]
         spans = spans_of(b, ids, mask)
-        hidden = embedding(b, ids, self.sites[EMBEDDING], self.formats[EMBEDDING], a.embedding_multiplier)
-        normed = rms_norm(b, hidden, "model.layers.0.input_layernorm.weight", a.hidden_size, a.norm_eps)
+        table = self.names.embedding
+        hidden = embedding(b, ids, self.sites[table], self.formats[table], a.embedding_multiplier)
+        first = self.before(0, "attention")
+        if a.learned_positions:
+            rows = position_rows(b, positions, f"{self.names.positions}.weight", (self.context, a.hidden_size))
+            hidden, normed = self.added(hidden, rows, first)
+        else:
+            normed = self.norm(hidden, first) if first else hidden
         presents: list[ir.Value] = []
         for layer in range(a.num_layers):
             hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions)
@@ -107,61 +115,100 @@ class _Decoder:
         positions: ir.Value,
     ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         """(residual stream, its norm for what comes next, present key and value)."""
-        a, b, at = self.a, self.b, f"model.layers.{layer}"
-        qkv = self.projections(normed, at)
+        a, b = self.a, self.b
+        qkv = self.projections(normed, layer)
         mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context, self.cache)
         if layer == a.num_layers - 1 and not self.every_position:
             # Only keys and values of the last layer need every position; what follows is wanted at the last one.
             last = b.constant([-1], np.int64)
             mixed, hidden = b.op("Gather", mixed, last, axis=1), b.op("Gather", hidden, last, axis=1)
-        mixed = self.linear(mixed, f"{at}.self_attn.o_proj")
-        after = f"{at}.post_attention_layernorm.weight"
-        before_mlp = after
-        if a.sandwich_norms:
-            mixed = rms_norm(b, mixed, after, a.hidden_size, a.norm_eps)
-            before_mlp = f"{at}.pre_feedforward_layernorm.weight"
-        hidden, normed = add_and_norm(b, hidden, mixed, before_mlp, a.hidden_size, a.norm_eps)
-        inner = self.mlp(normed, at)
-        if a.sandwich_norms:
-            inner = rms_norm(b, inner, f"{at}.post_feedforward_layernorm.weight", a.hidden_size, a.norm_eps)
-        following = (
-            f"model.layers.{layer + 1}.input_layernorm.weight" if layer + 1 < a.num_layers else "model.norm.weight"
-        )
-        hidden, normed = add_and_norm(b, hidden, inner, following, a.hidden_size, a.norm_eps)
+        mixed = self.linear(mixed, self.names.part(layer, "o"))
+        hidden, normed = self.joined(hidden, mixed, layer, "attention", self.before(layer, "mlp"))
+        inner = self.mlp(normed, layer)
+        last_layer = layer + 1 == a.num_layers
+        following = self.names.final_norm if last_layer else self.before(layer + 1, "attention")
+        hidden, normed = self.joined(hidden, inner, layer, "mlp", following)
         return hidden, normed, [key, value]
 
-    def projections(self, normed: ir.Value, at: str) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def before(self, layer: int, part: str) -> str:
+        """The norm that attention or MLP reads; empty where it reads the residual stream itself."""
+        return self.names.part(layer, f"before_{part}") if self.a.norms_before else ""
+
+    def joined(self, hidden: ir.Value, x: ir.Value, layer: int, part: str, following: str) -> tuple[ir.Value, ir.Value]:
+        """(residual stream with what attention or MLP gave, what comes next reads): `following` names a norm or is
+        empty."""
+        a, b = self.a, self.b
+        if a.norms_after:
+            x = self.norm(x, self.names.part(layer, f"after_{part}"))
+        if a.residual_multiplier != 1.0:
+            x = b.op("Mul", x, b.constant(a.residual_multiplier, np.float32))
+        return self.added(hidden, x, following)
+
+    def added(self, hidden: ir.Value, x: ir.Value, following: str) -> tuple[ir.Value, ir.Value]:
+        """(hidden + x, its norm): the sum itself where no norm follows."""
+        a = self.a
+        if following:
+            bias = f"{following}.bias" if a.layer_norm else ""
+            return add_and_norm(self.b, hidden, x, f"{following}.weight", a.hidden_size, a.norm_eps, bias)
+        total = self.b.op("Add", hidden, x)
+        return total, total
+
+    def norm(self, x: ir.Value, name: str) -> ir.Value:
+        """A norm over the whole residual stream."""
+        a = self.a
+        if a.layer_norm:
+            return layer_norm(self.b, x, f"{name}.weight", f"{name}.bias", a.hidden_size, a.norm_eps)
+        return rms_norm(self.b, x, f"{name}.weight", a.hidden_size, a.norm_eps)
+
+    def projections(self, normed: ir.Value, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Queries, keys and values, each [batch, sequence, heads * head_dim]."""
         a = self.a
         if a.fused_qkv:
-            packed = self.linear(normed, f"{at}.self_attn.qkv_proj")
+            packed = self.linear(normed, self.names.part(layer, "qkv"))
             widths = self.b.constant(
                 [heads * a.head_dim for heads in (a.num_heads, a.num_kv_heads, a.num_kv_heads)], np.int64
             )
             q, k, v = self.b.node("Split", [packed, widths], outputs=3, axis=-1)
         else:
-            q, k, v = self.several(normed, [f"{at}.self_attn.{name}_proj" for name in "qkv"])
+            q, k, v = self.several(normed, [self.names.part(layer, name) for name in "qkv"])
         if a.qk_norm:
-            q = head_norm(self.b, q, f"{at}.self_attn.q_norm.weight", a.num_heads, a.head_dim, a.norm_eps)
-            k = head_norm(self.b, k, f"{at}.self_attn.k_norm.weight", a.num_kv_heads, a.head_dim, a.norm_eps)
+            q = self.head_norm(q, self.names.part(layer, "q_norm"), a.num_heads)
+            k = self.head_norm(k, self.names.part(layer, "k_norm"), a.num_kv_heads)
         return q, k, v
 
-    def mlp(self, normed: ir.Value, at: str) -> ir.Value:
+    def head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
+        """The norm of queries or keys, over each head or over all of them."""
+        a = self.a
+        if a.qk_norm == WHOLE:
+            return rms_norm(self.b, x, f"{name}.weight", heads * a.head_dim, a.norm_eps)
+        return head_norm(self.b, x, f"{name}.weight", heads, a.head_dim, a.norm_eps)
+
+    def mlp(self, normed: ir.Value, layer: int) -> ir.Value:
         a, b = self.a, self.b
+        down = self.names.part(layer, "down")
+        if not a.gated:
+            return self.linear(self.activated(self.linear(normed, self.names.part(layer, "up"))), down)
         if a.fused_gate_up:
-            both = self.linear(normed, f"{at}.mlp.gate_up_proj")
+            both = self.linear(normed, self.names.part(layer, "gate_up"))
             halves = b.constant([a.intermediate_size] * 2, np.int64)
             gate, up = b.node("Split", [both, halves], outputs=2, axis=-1)
         else:
-            gate, up = self.several(normed, [f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"])
-        if a.activation == "silu":
-            gate = b.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # with alpha 1 this is x * sigmoid(x)
-        else:
-            gate = b.op("Gelu", gate, approximate="tanh")
-        return self.linear(b.op("Mul", gate, up), f"{at}.mlp.down_proj")
+            gate, up = self.several(normed, [self.names.part(layer, kind) for kind in ("gate", "up")])
+        return self.linear(b.op("Mul", self.activated(gate), up), down)
+
+    def activated(self, x: ir.Value) -> ir.Value:
+        """The MLP's activation."""
+        if self.a.activation == "silu":
+            return self.b.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)  # with alpha 1 this is x * sigmoid(x)
+        if self.a.activation == "relu":
+            return self.b.op("Relu", x)
+        return self.b.op("Gelu", x, approximate="tanh" if self.a.activation == "gelu_tanh" else "none")
 
     def head(self, normed: ir.Value) -> ir.Value:
         a, b, site = self.a, self.b, self.sites[HEAD]
+        if a.logit_divisor != 1.0:
+            # The head is linear and adds no bias: its input is divided, which is far shorter than its output.
+            normed = b.op("Div", normed, b.constant(a.logit_divisor, np.float32))
         logits = self.linear(normed, HEAD, site.tied_to)
         if a.logit_softcap:
             cap = b.constant(a.logit_softcap, np.float32)

@@ -12,6 +12,10 @@ from edge_svd.files import canonical_json
 from edge_svd.runtime.schema import MODEL_NAME, SCHEMA
 
 GENAI = "genai_config.json"
+GENERIC, UNKNOWN_TO_GENAI = "decoder", ("olmo2", "gpt2", "opt")
+"""onnxruntime-genai's word for a decoder that it has no other word for, and the families of which that holds; its gpt2
+means graphs with one tensor for keys and values."""
+
 DEFAULT_CONTEXT = 2048
 
 
@@ -96,7 +100,7 @@ def genai_config(architecture: Architecture, context: int) -> bytes:
         "decoder": decoder,
         "eos_token_id": ends if eos else pad,
         "pad_token_id": pad,
-        "type": a.family,
+        "type": GENERIC if a.family in UNKNOWN_TO_GENAI else a.family,
         "vocab_size": a.vocab_size,
     }
     search = {

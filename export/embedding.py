@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edge_svd.architectures import Site
 from edge_svd.errors import InputError
-from edge_svd.export.graph import FLOAT, Builder
+from edge_svd.export.graph import FLOAT, FLOAT16, Builder
 from edge_svd.export.linear import column_scale, dense_matrix, scale_suffix, stored_blocks, stored_scale
 from edge_svd.formats import BLOCK_STEPS, SiteFormat, padded
 
@@ -42,6 +42,16 @@ def embedding(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, mult
     if multiplier != 1.0:
         scale = builder.op("Mul", scale, builder.constant(multiplier, np.float32))
     return builder.op("Mul", rows, scale)
+
+
+def position_rows(builder: Builder, positions: ir.Value, name: str, shape: tuple[int, int]) -> ir.Value:
+    """positions int64 [batch, sequence] → float32 [batch, sequence, hidden]: the rows of a table of learned positions.
+
+    Of the checkpoint's table, the first shape[0] rows are kept, as float16: they are looked up, never multiplied with,
+    so the session holds them as the file does. Positions beyond them are refused when the graph runs.
+    """
+    table = builder.weight(name, FLOAT16, shape, lambda read: iter([read(name)[: shape[0]]]))
+    return builder.op("Cast", builder.op("Gather", table, positions, axis=0), to=int(FLOAT))
 
 
 def _block_rows(builder: Builder, ids: ir.Value, site: Site, fmt: SiteFormat, multiplier: float) -> ir.Value:

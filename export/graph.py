@@ -28,8 +28,9 @@ DOMAIN = "edge_svd"
 ALIGNMENT = 64
 """Offsets in the data file: a cache line, and the width of the widest vector load."""
 
-FLOAT, INT8, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
+FLOAT, FLOAT16, INT8, INT32, INT64, UINT8, UINT16, UINT32, BFLOAT16 = (
     ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
     ir.DataType.INT8,
     ir.DataType.INT32,
     ir.DataType.INT64,

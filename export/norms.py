@@ -1,4 +1,4 @@
-"""RMS norms, alone and fused with the residual addition before them."""
+"""RMS and layer norms, alone and fused with the residual addition before them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ def rms_norm(builder: Builder, x: ir.Value, name: str, width: int, eps: float) -
     return builder.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=eps, stash_type=1)
 
 
+def layer_norm(builder: Builder, x: ir.Value, weight: str, bias: str, width: int, eps: float) -> ir.Value:
+    """(x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * weight + bias over the last axis."""
+    scale, shift = builder.plain(weight, width), builder.plain(bias, width)
+    return builder.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=eps, stash_type=1)
+
+
 def add_and_norm(
-    builder: Builder, residual: ir.Value, x: ir.Value, name: str, width: int, eps: float
+    builder: Builder, residual: ir.Value, x: ir.Value, name: str, width: int, eps: float, bias: str = ""
 ) -> tuple[ir.Value, ir.Value]:
-    """(residual + x, its norm), in one operator."""
-    weight = builder.plain(name, width)
+    """(residual + x, its norm), in one operator; a norm with a bias is a layer norm, one without an RMS norm."""
+    tensors = [builder.plain(tensor, width) for tensor in (name, bias) if tensor]
     normed, _, _, total = builder.node(
-        "SkipSimplifiedLayerNormalization",
-        [residual, x, weight],
+        "SkipLayerNormalization" if bias else "SkipSimplifiedLayerNormalization",
+        [residual, x, *tensors],
         domain=MICROSOFT,
         outputs=[f"{name}.normed", "", "", f"{name}.total"],
         epsilon=eps,

@@ -99,6 +99,7 @@ EXPORT_MAY_USE = (
     "edge_svd.files",
     "edge_svd.formats",
     "edge_svd.fusing",
+    "edge_svd.layouts",
     "edge_svd.trellis_code",
 )
 

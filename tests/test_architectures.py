@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edge_svd.architectures import SUPPORTED, Architecture, architecture_of, norms_of, sites_of
+from edge_svd.conv1d import without_conv1d
 from edge_svd.errors import InputError
 
 SMALL = {
@@ -35,6 +36,16 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GEMMA, "num_hidden_layers": 7},
     "phi3": {"tie_word_embeddings": False, "sliding_window": None},
     "smollm3": {"use_sliding_window": False},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.4,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+        "mlp_bias": True,
+    },
+    "olmo2": {"attention_bias": True},
+    "gpt2": {"n_inner": 80},
+    "opt": {"ffn_dim": 80},
 }
 
 
@@ -51,22 +62,27 @@ def test_every_supported_family_has_a_case() -> None:
 def test_sites_are_exactly_the_modules_of_transformers(family: str, tied: bool) -> None:
     config = config_of(family, tie_word_embeddings=tied)
     architecture = architecture_of(config)
-    model = AutoModelForCausalLM.from_config(config)
+    model = without_conv1d(AutoModelForCausalLM.from_config(config))
+    names = architecture.layout
     linear = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and name != names.positions
     }
     sites = {site.name: site for site in sites_of(architecture)}
-    assert list(sites)[0] == "model.embed_tokens" and list(sites)[-1] == "lm_head"
+    assert list(sites)[0] == names.embedding and list(sites)[-1] == "lm_head"
     assert set(sites) == set(linear)
     for name, site in sites.items():
         assert site.shape == tuple(linear[name].weight.shape), name
         assert site.bias == (getattr(linear[name], "bias", None) is not None), name
-    shared = linear["lm_head"].weight is linear["model.embed_tokens"].weight
-    assert shared == tied == (sites["lm_head"].tied_to == "model.embed_tokens")
+    shared = linear["lm_head"].weight is linear[names.embedding].weight
+    assert shared == tied == (sites["lm_head"].tied_to == names.embedding)
     known = {f"{name}.weight" for name in sites} | {f"{name}.bias" for name in sites} | set(norms_of(architecture))
+    known |= {f"{names.positions}.weight"} if architecture.learned_positions else set()
     assert {name for name, _ in model.named_parameters()} <= known
+    if architecture.learned_positions:
+        rows = architecture.max_position + names.first_position
+        assert model.get_parameter(f"{names.positions}.weight").shape == (rows, architecture.hidden_size)
     for name, length in norms_of(architecture).items():
         assert model.get_parameter(name).shape == (length,), name
 
@@ -75,7 +91,7 @@ def test_sites_are_exactly_the_modules_of_transformers(family: str, tied: bool) 
 def test_inputs_are_shared_where_modules_read_the_same_activation(family: str) -> None:
     config = config_of(family)
     sites = sites_of(architecture_of(config))
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = without_conv1d(AutoModelForCausalLM.from_config(config).eval())
     seen: dict[str, torch.Tensor] = {}
     for site in sites[1:]:
         hook = lambda _, arguments, name=site.name: seen.__setitem__(name, arguments[0].clone())  # noqa: E731
@@ -98,7 +114,12 @@ def test_json_round_trip(family: str) -> None:
 def test_scales_and_windows_are_those_of_the_modules(family: str) -> None:
     config = config_of(family)
     architecture, model = architecture_of(config), AutoModelForCausalLM.from_config(config)
-    for layer, module in enumerate(model.model.layers):
+    if family == "gpt2":  # its modules hold neither scale nor window
+        assert architecture.attention_scale == pytest.approx((config.n_embd / config.n_head) ** -0.5)
+        assert set(architecture.layer_windows) == {0}
+        return
+    for layer in range(architecture.num_layers):
+        module = model.get_submodule(architecture.layout.layer(layer))
         assert module.self_attn.scaling == pytest.approx(architecture.attention_scale)
         window = getattr(module.self_attn, "sliding_window", None) or 0
         if family in ("mistral", "phi3"):  # these read the window from the configuration in every layer
@@ -106,7 +127,7 @@ def test_scales_and_windows_are_those_of_the_modules(family: str) -> None:
         assert architecture.layer_windows[layer] == window
         if family == "smollm3":
             assert bool(module.self_attn.use_rope) == (architecture.layer_ropes[layer] != "")
-    expected = math.sqrt(config.hidden_size) if family.startswith("gemma") else 1.0
+    expected = {"granite": 3.0}.get(family, math.sqrt(config.hidden_size) if family.startswith("gemma") else 1.0)
     assert architecture.embedding_multiplier == float(torch.tensor(expected, dtype=torch.float32))
 
 
@@ -135,21 +156,48 @@ def test_windows_as_long_as_the_context_are_full_attention() -> None:
     assert set(architecture_of(config_of("mistral", sliding_window=256)).layer_windows) == {0}
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "mamba"])
+@pytest.mark.parametrize("family", ["gpt_neo", "mixtral", "mamba"])
 def test_unsupported_architectures_are_refused_by_name(family: str) -> None:
     with pytest.raises(InputError, match=f"{family}.*not supported; supported are llama, mistral"):
         architecture_of(AutoConfig.for_model(family))
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(InputError, match="relu"):
-        architecture_of(config_of("llama", hidden_act="relu"))
+    with pytest.raises(InputError, match="mish"):
+        architecture_of(config_of("llama", hidden_act="mish"))
+    with pytest.raises(InputError, match="quick_gelu"):
+        architecture_of(config_of("gpt2", activation_function="quick_gelu"))
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "said"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = false"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true"),
+        ("opt", {"word_embed_proj_dim": 24}, "embeddings of width 24 that are projected to 48"),
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = false"),
+        ("opt", {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = false"),
+        ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm = true"),
+    ],
+)
+def test_variants_that_cannot_be_expressed_are_refused(family: str, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=f"^This {family} model uses {said}, which is not supported \\(.*\\)\\.$"):
+        architecture_of(config_of(family, **change))
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("family", "gpt2"),
+        ("family", "gpt_neo"),
+        ("norms_after", True),
+        ("norms_before", False),
+        ("residual_multiplier", 0.0),
+        ("logit_divisor", -1.0),
+        ("learned_positions", True),
+        ("gated", 1),
+        ("layer_norm", None),
         ("hidden_size", 0),
         ("hidden_size", 48.0),
         ("hidden_size", True),
@@ -169,7 +217,7 @@ def test_unknown_activation_is_refused() -> None:
         ("bos_token_id", -1),
         ("biased", ["q", "q"]),
         ("biased", ["embedding"]),
-        ("activation", "relu"),
+        ("activation", "mish"),
     ],
 )
 def test_from_json_is_strict(field: str, value: Any) -> None:

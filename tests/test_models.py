@@ -57,8 +57,8 @@ def tiny_model(family: str = "llama", vocabulary: int = 320, **changes: Any) -> 
     config = AutoConfig.for_model(family, **{**SIZES, "vocab_size": vocabulary, "tie_word_embeddings": True, **changes})
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
 
@@ -95,10 +95,15 @@ def test_norms_are_effective_and_rotary_tables_are_those_in_use(family: str, tmp
         changes["tie_word_embeddings"] = False
     opened = open_model(str(save(tiny_model(family, **changes), tmp_path / family)))
     x = torch.randn(3, opened.architecture.hidden_size)
-    module = opened.model.model.norm
-    plain = x / torch.sqrt((x**2).mean(-1, keepdim=True) + opened.architecture.norm_eps)
-    weight = torch.from_numpy(opened.norms()["model.norm.weight"])
-    torch.testing.assert_close(module(x), plain * weight, rtol=1e-4, atol=1e-5)
+    name = opened.architecture.layout.final_norm
+    module, norms = opened.model.get_submodule(name), opened.norms()
+    centred = x - x.mean(-1, keepdim=True) if family in ("gpt2", "opt") else x
+    plain = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + opened.architecture.norm_eps)
+    weight, bias = (
+        torch.from_numpy(norms.get(f"{name}.{part}", np.zeros(1, np.float32))) for part in ("weight", "bias")
+    )
+    expected = plain * weight + bias
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-5)
     tables = opened.rotary()
     assert set(tables) == set(opened.architecture.layer_ropes) - {""}
     for key, table in tables.items():
@@ -212,8 +217,8 @@ def test_folder_faults_are_one_sentence(folder: Path, tmp_path: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     refused("no tokenizer")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    refused("gpt2.*supported are llama")
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    refused("mamba.*supported are llama")
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "nosuch"}))
     refused("nosuch")
     (folder / "config.json").write_text("{")

@@ -26,8 +26,8 @@ def tiny_text(sentences: int = 900) -> str:
     )
 
 
-def tiny_folder(path: Path, **changes: Any) -> Path:
-    """Write a two-layer Llama of about 0.1 M parameters whose logits are far from uniform."""
+def tiny_folder(path: Path, family: str = "llama", **changes: Any) -> Path:
+    """Write a two-layer model of about 0.1 M parameters whose logits are far from uniform."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -54,9 +54,12 @@ def tiny_folder(path: Path, **changes: Any) -> Path:
         "tie_word_embeddings": True,
     }
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**(settings | changes))).eval()
+    config = transformers.AutoConfig.for_model(family, **(settings | changes))
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for name, value in model.named_parameters():
+            if value.dim() == 1 and family != "llama":
+                value.add_(0.1 * torch.randn_like(value))
             if value.dim() == 2:
                 value.copy_(torch.randn_like(value) * (0.3 if "embed" in name else 1.2 / value.shape[1] ** 0.5))
     path.mkdir(parents=True, exist_ok=True)

@@ -125,21 +125,26 @@ def last_hidden(
     try:
         half = precision == "bfloat16"
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            hidden = model.model(input_ids=ids[None], use_cache=False).last_hidden_state
+            body = model.get_submodule(embedding.partition(".")[0])
+            hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
     finally:
         handle.remove()
     return hidden.float()
 
 
-def logits_of(model: Any, hidden: torch.Tensor, softcap: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """fp32 logits [tokens, vocabulary] and d logits / d (head output), None where there is no softcap."""
+def logits_of(model: Any, hidden: torch.Tensor, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """fp32 logits [tokens, vocabulary] and d logits / d (head output), None where the two are the same."""
     raw = model.lm_head(hidden).float()
     if not torch.isfinite(raw.sum()):
         raise Failure("The logits (site lm_head) hold NaN or Inf on the calibration text.")
+    softcap, divisor = architecture.logit_softcap, architecture.logit_divisor
+    slope = None
+    if divisor != 1.0:
+        raw, slope = raw / divisor, torch.tensor(1.0 / divisor)
     if not softcap:
-        return raw, None
+        return raw, slope
     bounded = torch.tanh(raw / softcap)
-    return bounded * softcap, 1 - bounded.square()
+    return bounded * softcap, (1 - bounded.square()) / divisor
 
 
 def pull_back(model: Any, seed: torch.Tensor, slope: torch.Tensor | None, precision: str) -> torch.Tensor:
@@ -160,12 +165,12 @@ def pulled(
 ) -> torch.Tensor:
     """Cotangents of one pass at the logits, pulled back to the head's input, as `states` [tokens, hidden].
 
-    `seen` is shown the probabilities [block, vocabulary] and the softcap's slope of every block of positions.
+    `seen` is shown the probabilities [block, vocabulary] and the logits' slope of every block of positions.
     """
     pull = torch.empty_like(states)
     with torch.no_grad():
         for block in blocks(len(states), LOGIT_BLOCK):
-            logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+            logits, slope = logits_of(model, states[block], architecture)
             probabilities = torch.softmax(logits, dim=-1)
             if seen is not None:
                 seen(probabilities, slope)
@@ -294,7 +299,7 @@ def add_gradients(
         pull = torch.zeros_like(states)
         for block in blocks(len(states) - 1, LOGIT_BLOCK):
             with torch.no_grad():
-                logits, slope = logits_of(model, states[block], architecture.logit_softcap)
+                logits, slope = logits_of(model, states[block], architecture)
                 seed = torch.softmax(logits, dim=-1)
                 targets = ids[block.start + 1 : block.stop + 1, None]
                 seed.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=seed.dtype))

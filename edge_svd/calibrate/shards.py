@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,14 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from edge_svd.errors import InputError
-
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+from edge_svd.layouts import layer_of
 
 
 def shard_of(name: str) -> str:
     """The file that a tensor of this name lies in."""
-    match = _LAYER.search(name)
-    return f"layer-{int(match.group(1)):04d}.safetensors" if match else "rest.safetensors"
+    layer = layer_of(name)
+    return f"layer-{layer:04d}.safetensors" if layer is not None else "rest.safetensors"
 
 
 def save_shards(folder: Path, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:

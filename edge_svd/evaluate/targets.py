@@ -8,6 +8,7 @@ from typing import Any
 from edge_svd.checkpoint import MANIFEST
 from edge_svd.errors import InputError
 from edge_svd.evaluate.text_loss import TextLoss, bundle_loss, model_loss
+from edge_svd.layouts import layout_of
 from edge_svd.models import open_model
 from edge_svd.progress import step
 from edge_svd.runtime.bundle import is_bundle, open_bundle
@@ -21,11 +22,13 @@ def evaluate_target(
     """Perplexity of TARGET on a text file, and KL to the reference model where one is given.
 
     Raises:
-        InputError: target, reference or text cannot be used, or the two vocabularies differ.
+        InputError: target, reference or text cannot be used, the two vocabularies differ, or a window is longer than
+            a table of learned positions.
     """
     content = read_text(text)
     dense = open_model(reference) if reference is not None else None
     reference_model: Any = dense.model if dense is not None else None
+    _within_positions(reference_model, window)
     with step("Evaluating") as tick:
         if is_bundle(Path(target)):
             bundle = open_bundle(target)
@@ -52,6 +55,7 @@ def evaluate_target(
         else:
             opened = open_model(target)
             model, tokenizer = opened.model, opened.tokenizer
+        _within_positions(model, window)
         ids = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
         _same_vocabulary(dense, model.config.vocab_size)
         return model_loss(
@@ -62,6 +66,13 @@ def evaluate_target(
             reference=reference_model,
             progress=lambda done: tick(done, windows),
         )
+
+
+def _within_positions(model: Any, window: int) -> None:
+    if model is not None and layout_of(model.config.model_type).positions:
+        limit = model.config.max_position_embeddings
+        if window > limit:
+            raise InputError(f"A window of {window} tokens is too long: this model has positions for {limit}.")
 
 
 def _same_vocabulary(dense: Any, size: int) -> None:

@@ -81,9 +81,9 @@ class Probes:
 
     def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, precision: str) -> None:
         self.model, self.architecture, self.windows, self.precision = model, architecture, windows, precision
-        self.kl = HeldOutKl(model, windows, architecture.logit_softcap, precision)
+        self.kl = HeldOutKl(model, windows, architecture, precision)
         half = windows[:HALF_WINDOWS, : windows.shape[1] // 2]
-        self.alone = HeldOutKl(model, half, architecture.logit_softcap)
+        self.alone = HeldOutKl(model, half, architecture)
         self.predicted: dict[tuple[str, str], float] = {}
         self.errors: dict[tuple[str, str], Narrow] = {}
         self.measured: list[tuple[str, list[str], float]] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from edge_svd.architectures import Architecture
 from edge_svd.calibrate.collect import logits_of
 from edge_svd.errors import Failure
 
@@ -28,20 +29,23 @@ class HeldOutKl:
     dense side is known, makes a transformers cache whose keys and values attention is to read.
     """
 
-    def __init__(self, model: Any, windows: torch.Tensor, softcap: float, precision: str = "float32") -> None:
-        self.model, self.windows, self.softcap = model, windows[:WINDOWS], softcap
+    def __init__(
+        self, model: Any, windows: torch.Tensor, architecture: Architecture, precision: str = "float32"
+    ) -> None:
+        self.model, self.windows, self.architecture = model, windows[:WINDOWS], architecture
         self.cache: Callable[[], Any] | None = None
         self.half = precision == "bfloat16"
         self.dense = [p.to(torch.float16) for p in self._log_probabilities()]
 
     def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
+        body = self.model.get_submodule(self.architecture.layout.body)
         for ids in self.windows[:windows].split(BATCH):
             with torch.inference_mode():
                 # Every weight is used once: the cache would only keep all of them in bfloat16.
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
-                    hidden = self.model.model(input_ids=ids, **self._caching()).last_hidden_state
+                    hidden = body(input_ids=ids, **self._caching()).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
-                    yield torch.log_softmax(logits_of(self.model, states, self.softcap)[0], dim=-1)
+                    yield torch.log_softmax(logits_of(self.model, states, self.architecture)[0], dim=-1)
 
     def _caching(self) -> dict[str, Any]:
         return {"use_cache": False} if self.cache is None else {"past_key_values": self.cache(), "use_cache": True}

@@ -61,7 +61,7 @@ def rounded_cache(opened: OpenedModel, statistics: Statistics) -> RoundedCache:
     scales = cache_scales(model, architecture, opened.rotary(), windows)
     # Half windows in fp32, as for a single matrix: what bfloat16 adds would drown it.
     half = windows[:HALF_WINDOWS, : windows.shape[1] // 2] if windows.shape[1] > 1 else windows
-    kl = HeldOutKl(model, half, architecture.logit_softcap)
+    kl = HeldOutKl(model, half, architecture)
     kl.cache = lambda: changed_cache(rounding(architecture, scales))
     result = RoundedCache(scales, kl.measure())
     atomic_write(file, save({**scales, _LOSS: torch.tensor(result.loss, dtype=torch.float64)}))
@@ -91,9 +91,10 @@ def cache_scales(
         largest[name] = torch.maximum(largest[name], found) if name in largest else found
         return x
 
+    body = model.get_submodule(a.layout.body)
     with torch.inference_mode():
         for ids in windows.split(BATCH):
-            model.model(input_ids=ids, past_key_values=changed_cache(watch), use_cache=True)
+            body(input_ids=ids, past_key_values=changed_cache(watch), use_cache=True)
     for name, found in largest.items():
         if not torch.isfinite(found).all():
             raise Failure(f"Keys or values of the calibration windows are NaN or Inf ({name}).")

@@ -20,13 +20,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import EMBEDDING, Architecture, sites_of
+from edge_svd.architectures import Architecture, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls
 
 FLOAT_BYTES = 4
+HALF_BYTES = 2
 FAULT_AROUND = 64 * 1024
 """Bytes that Linux maps around a file page that is touched."""
 
@@ -118,11 +119,16 @@ def table_bytes(
     return min(stored, load.context * FAULT_AROUND)
 
 
+def position_bytes(architecture: Architecture, load: Load) -> int:
+    """Resident bytes of a table of learned positions: a full context touches every row that the file has."""
+    return HALF_BYTES * load.context * architecture.hidden_size if architecture.learned_positions else 0
+
+
 def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
     """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
     a = architecture
     queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
-    layer = 2 * a.hidden_size + 3 * queries + 3 * keys + 3 * a.intermediate_size
+    layer = 2 * a.hidden_size + 3 * queries + 3 * keys + (3 if a.gated else 2) * a.intermediate_size
     own = {a.hidden_size, queries, keys, a.intermediate_size}
     between: set[int] = set()
     for site in sites_of(a):
@@ -178,13 +184,13 @@ def _held(
     architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> dict[str, int]:
     """What stays from the loading to the end."""
-    embedding = weights = 0.0
+    embedding, weights = float(position_bytes(architecture, load)), 0.0
     patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):
         if site.tied_to:
             continue
-        if site.name == EMBEDDING:
-            embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load)
+        if site.type == "embedding":
+            embedding += table_bytes(architecture, site.shape, formats[site.name], costs, load)
             continue
         for product in calls(site.shape, formats[site.name]).products:
             weights += product_bytes(product, costs)

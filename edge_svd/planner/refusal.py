@@ -7,6 +7,7 @@ from typing import Any
 
 from edge_svd.errors import BudgetError
 from edge_svd.files import format_size
+from edge_svd.layouts import labels
 from edge_svd.planner.limits import FILE, LOADING, MEMORY
 from edge_svd.planner.memory import Memory
 from edge_svd.planner.plan import Plan
@@ -34,9 +35,9 @@ def _others(targets: Targets, own: str, together: bool) -> str:
 
 def _size(plan: Plan, targets: Targets, together: bool) -> BudgetError:
     parts: dict[str, int] = {}
+    kinds = labels(plan.sites)
     for name, choice in plan.sites.items():
-        kind = name.rsplit(".", 1)[-1]
-        parts[kind] = parts.get(kind, 0) + choice.bytes
+        parts[kinds[name]] = parts.get(kinds[name], 0) + choice.bytes
     parts["everything but weights"] = plan.file_bytes - sum(parts.values())
     dominant = max(parts, key=lambda part: parts[part])
     others = _others(targets, "file_bytes", together)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
+from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
@@ -37,7 +37,7 @@ def merged_seconds(profile: Profile) -> float:
 
 def multiplied(site: Site, architecture: Architecture) -> bool:
     """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
-    return not site.tied_to and (site.name != EMBEDDING or architecture.tied_embeddings)
+    return not site.tied_to and (site.type != "embedding" or architecture.tied_embeddings)
 
 
 def other_seconds(architecture: Architecture, profile: Profile, context: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_svd.files import format_size
+from edge_svd.layouts import labels
 
 
 def format_name(site: Mapping[str, Any]) -> str:
@@ -25,8 +26,9 @@ def format_name(site: Mapping[str, Any]) -> str:
 def plan_table(plan: Mapping[str, Any]) -> str:
     """One row a matrix type: how many matrices take each format, bytes, share of the predicted loss."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
+    kinds = labels(plan["sites"])
     for name, site in plan["sites"].items():
-        groups.setdefault(name.rsplit(".", 1)[-1], []).append(site)
+        groups.setdefault(kinds[name], []).append(site)
     total = sum(site["loss"] for site in plan["sites"].values()) or 1.0
     rows = [("matrix", "formats", "bytes", "loss")]
     for kind, sites in groups.items():

@@ -17,6 +17,7 @@ from edge_svd.calibrate.generate import opening_ids, sample, write_windows
 from edge_svd.errors import InputError
 
 END = 257
+FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "granite", "olmo2", "gpt2", "opt"]
 
 
 def tokenizer(template: str | None = None) -> Any:
@@ -81,7 +82,7 @@ def test_windows_are_full_deterministic_and_seeded(bfloat16: bool, monkeypatch: 
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_cached_steps_see_what_a_whole_pass_sees(family: str, exact: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedy steps through the cache are the arg max of one pass over the finished window, sliding layers included."""
     changes: dict[str, Any] = {"sliding_window": 8} if family in ("gemma2", "gemma3_text") else {}

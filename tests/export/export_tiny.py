@@ -13,6 +13,7 @@ import transformers
 
 from edge_svd.architectures import Architecture, Site, architecture_of, norms_of, sites_of
 from edge_svd.checkpoint import write_checkpoint
+from edge_svd.conv1d import without_conv1d
 from edge_svd.formats import SiteFormat, padded
 from edge_svd.trellis_code import trellis_code
 
@@ -54,6 +55,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3-partial": ("Phi3", {"sliding_window": None, "head_dim": 32, "partial_rotary_factor": 0.5}),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.4,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.5,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
+    "olmo2": ("Olmo2", {"tie_word_embeddings": True}),
+    "gpt2": ("GPT2", {"n_inner": 96, "tie_word_embeddings": True}),
+    "opt": ("OPT", {"ffn_dim": 96, "tie_word_embeddings": True}),
+    "opt-untied": ("OPT", {"ffn_dim": 96, "activation_function": "gelu", "enable_bias": False}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0], "use_sliding_window": False}),
 }
 
@@ -66,7 +82,8 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     config = getattr(transformers, f"{name}Config")(**(BASE | settings | changes))
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config).eval()
+    kind = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model = without_conv1d(getattr(transformers, f"{name.removesuffix('Text')}{kind}")(config).eval())
     with torch.no_grad():
         for key, value in model.named_parameters():
             if value.dim() == 1:
@@ -233,8 +250,8 @@ def _coded(wide: np.ndarray, n: int, fmt: SiteFormat) -> tuple[dict[str, np.ndar
     return tensors, (levels * scale.astype(np.float32)[:, None])[:, :n].astype(np.float32)
 
 
-def effective_norm(module: Any, family: str) -> np.ndarray:
-    weight = module.weight.detach().numpy().astype(np.float32)
+def effective_norm(values: torch.Tensor, family: str) -> np.ndarray:
+    weight = values.detach().numpy().astype(np.float32)
     return 1 + weight if family.startswith("gemma") else weight
 
 
@@ -273,7 +290,12 @@ def make_checkpoint(
         with torch.no_grad():
             module.weight.copy_(torch.from_numpy(dense))
     for name in norms_of(architecture):
-        tensors[name] = effective_norm(modules[name.removesuffix(".weight")], architecture.family)
+        tensors[name] = effective_norm(model.get_parameter(name), architecture.family)
+    if architecture.learned_positions:
+        names = architecture.layout
+        table = model.get_parameter(f"{names.positions}.weight").detach()
+        table.copy_(table.half().float())
+        tensors[f"{names.positions}.weight"] = table[names.first_position :].half().numpy()
     for key in {rope for rope in architecture.layer_ropes if rope}:
         tensors[f"rotary.{key}.inv_freq"] = frequencies(model.model, key).numpy().astype(np.float32)
     write_checkpoint(

@@ -56,6 +56,15 @@ def test_files_and_manifest(checkpoint: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("family", "kind"), [("granite", "granite"), ("olmo2", "decoder"), ("gpt2", "decoder")])
+def test_genai_is_told_a_kind_that_it_knows(family: str, kind: str, tmp_path: Path) -> None:
+    """Its own gpt2 has keys and values in one tensor; olmo2 and opt it does not know."""
+    make_checkpoint(tmp_path / "checkpoint", tiny_model(family))
+    files = content(export_bundle(tmp_path / "checkpoint", tmp_path / "out"))
+    assert json.loads(files["genai_config.json"])["model"]["type"] == kind
+    assert json.loads(files["edge_svd.json"])["model"]["family"] == family
+
+
 def test_equal_inputs_give_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
     assert content(export_bundle(checkpoint, tmp_path / "a")) == content(export_bundle(checkpoint, tmp_path / "b"))
 

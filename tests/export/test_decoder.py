@@ -186,7 +186,7 @@ def test_int8_activations_stay_close(choose: Any, tmp_path: Path) -> None:
     assert 1e-4 < error < 0.05
 
 
-@pytest.mark.parametrize("family", ("llama", "mistral", "gemma2", "smollm3"))
+@pytest.mark.parametrize("family", ("llama", "mistral", "gemma2", "smollm3", "granite", "olmo2", "gpt2", "opt"))
 @pytest.mark.parametrize("side", ("left", "right"))
 def test_padded_rows_equal_unpadded_ones(family: str, side: str, tmp_path: Path, exact_activations: None) -> None:
     model = tiny_model(family)
@@ -208,14 +208,17 @@ def test_padded_rows_equal_unpadded_ones(family: str, side: str, tmp_path: Path,
         assert difference(logits[1:], expected[:, 15 + index : 16 + index]) < TOLERANCE
 
 
-def test_position_ids_are_honoured(tmp_path: Path, exact_activations: None) -> None:
-    model = tiny_model("llama")
+@pytest.mark.parametrize("family", ("llama", "gpt2", "opt"))
+def test_position_ids_are_honoured(family: str, tmp_path: Path, exact_activations: None) -> None:
+    model = tiny_model(family)
     bundle, a = exported(tmp_path, model)
     positions = np.cumsum(np.random.default_rng(1).integers(1, 4, (1, 24)), axis=1)
     mask = np.ones((1, 24), np.int64)
     with torch.no_grad():
         expected = model(
-            torch.from_numpy(TOKENS[:1]), torch.from_numpy(mask), torch.from_numpy(positions)
+            torch.from_numpy(TOKENS[:1]),
+            attention_mask=torch.from_numpy(mask),
+            position_ids=torch.from_numpy(positions),
         ).logits.numpy()
     feeds = {"input_ids": TOKENS[:1], "attention_mask": mask, "position_ids": positions}
     feeds |= {
@@ -226,7 +229,7 @@ def test_position_ids_are_honoured(tmp_path: Path, exact_activations: None) -> N
     assert difference(logits, torch_logits(model, TOKENS[:1])) > 0.1
 
 
-@pytest.mark.parametrize("family", ("llama", "gemma2", "phi3"))
+@pytest.mark.parametrize("family", ("llama", "gemma2", "phi3", "gpt2"))
 def test_one_buffer_for_past_and_present(family: str, tmp_path: Path) -> None:
     model = tiny_model(family)
     bundle, a = exported(tmp_path, model)
@@ -240,11 +243,12 @@ def test_one_buffer_for_past_and_present(family: str, tmp_path: Path) -> None:
     assert all(np.abs(value.numpy()[:, :, 24:]).max() == 0 for value in shared.values)
 
 
-def test_positions_beyond_the_context_are_refused(tmp_path: Path) -> None:
-    a = make_checkpoint(tmp_path / "checkpoint", tiny_model("llama"))
+@pytest.mark.parametrize(("family", "operator"), [("llama", "RotaryEmbedding"), ("gpt2", "Gather"), ("opt", "Gather")])
+def test_positions_beyond_the_context_are_refused(family: str, operator: str, tmp_path: Path) -> None:
+    a = make_checkpoint(tmp_path / "checkpoint", tiny_model(family))
     session = open_session(export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", context=20))
     step(session, a, TOKENS[:, :20], empty_cache(a, 2))
-    with pytest.raises(Exception, match="RotaryEmbedding"):
+    with pytest.raises(Exception, match=operator):
         step(session, a, TOKENS[:, :21], empty_cache(a, 2))
 
 
