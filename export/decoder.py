@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edge_svd.architectures import EMBEDDING, HEAD, Architecture, Site, sites_of
 from edge_svd.errors import InputError
-from edge_svd.export.attention import Spans, attention, spans_of
+from edge_svd.export.attention import Spans, attention, last_columns, rows_at, spans_of
 from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import CACHE, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import fused_linear, linear
@@ -35,7 +35,7 @@ def decoder(
     every_position: bool,
     biases: frozenset[str] = frozenset(),
 ) -> Graph:
-    """Logits of every position, or of the last one alone; both graphs read one data file.
+    """Logits of every position, or of each row's last unmasked one alone; both graphs read one data file.
 
     `biases` names sites that add a bias beyond those that the architecture says. Raises InputError for what
     GroupQueryAttention's CPU kernel cannot do.
@@ -79,11 +79,12 @@ class _Decoder:
             for n in range(a.num_layers)
         ]
         spans = spans_of(b, ids, mask)
+        last = None if self.every_position else last_columns(b, ids, mask)
         hidden = embedding(b, ids, self.sites[EMBEDDING], self.formats[EMBEDDING], a.embedding_multiplier)
         normed = rms_norm(b, hidden, "model.layers.0.input_layernorm.weight", a.hidden_size, a.norm_eps)
         presents: list[ir.Value] = []
         for layer in range(a.num_layers):
-            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions)
+            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions, last)
             presents += present
         logits = self.head(normed)
         logits.name, logits.type = "logits", ir.TensorType(FLOAT)
@@ -101,15 +102,15 @@ class _Decoder:
         past: tuple[ir.Value, ir.Value],
         spans: Spans,
         positions: ir.Value,
+        last: ir.Value | None,
     ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         """(residual stream, its norm for what comes next, present key and value)."""
         a, b, at = self.a, self.b, f"model.layers.{layer}"
         qkv = self.projections(normed, at)
         mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context)
-        if layer == a.num_layers - 1 and not self.every_position:
+        if layer == a.num_layers - 1 and last is not None:
             # Only keys and values of the last layer need every position; what follows is wanted at the last one.
-            last = b.constant([-1], np.int64)
-            mixed, hidden = b.op("Gather", mixed, last, axis=1), b.op("Gather", hidden, last, axis=1)
+            mixed, hidden = rows_at(b, mixed, last), rows_at(b, hidden, last)
         mixed = self.linear(mixed, f"{at}.self_attn.o_proj")
         after = f"{at}.post_attention_layernorm.weight"
         before_mlp = after
