@@ -17,7 +17,7 @@ from edge_svd.export import export_bundle, linear
 from edge_svd.formats import SiteFormat
 from edge_svd.runtime.bundle import open_bundle
 
-CONTEXT = 128
+CONTEXT = 256
 END, PAD = 2, 0
 """Ids of the tiny tokenizer's <|im_end|> and <|endoftext|>."""
 
@@ -53,6 +53,7 @@ def tiny_bundle(folder: Path, family: str, formats: str, cache: str, exact: bool
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder(folder / "source"))
     tokenizer.pad_token = "<|endoftext|>"
     settings: dict[str, Any] = {"bos_token_id": PAD, "eos_token_id": END, "pad_token_id": PAD}
+    settings["max_position_embeddings"] = 2 * CONTEXT
     if family == "gemma2":
         settings["final_logit_softcapping"] = 30.0  # a low cap makes equals of all that reach it
     model = tiny_model(family, vocab_size=len(tokenizer), **settings)

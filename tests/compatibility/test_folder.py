@@ -76,8 +76,13 @@ def test_several_end_tokens_stop_every_runtime(made: Made, tmp_path: Path) -> No
     for name in ("config.json", "generation_config.json"):
         beside[name] = json.dumps(json.loads(beside[name]) | ids).encode()
     vocabulary = read(made(), "config.json")["vocab_size"]
-    make_checkpoint(tmp_path / "c", tiny_model("llama", vocab_size=vocabulary, **ids), int8, companions=beside)
-    folder = export_bundle(tmp_path / "c", tmp_path / "b")
+    make_checkpoint(
+        tmp_path / "c",
+        tiny_model("llama", vocab_size=vocabulary, max_position_embeddings=2 * CONTEXT, **ids),
+        int8,
+        companions=beside,
+    )
+    folder = export_bundle(tmp_path / "c", tmp_path / "b", context=CONTEXT)
     expected = first[: first.index(end)]
     assert read(folder, "genai_config.json")["model"]["eos_token_id"] == [END, end]
     assert Ours(folder).one(prompt, 24) == Genai(folder).one(prompt, 24) == Optimum(folder).one(prompt, 24) == expected
