@@ -48,7 +48,7 @@ $(VENV)/python:
 # torch first, on its own: it is the one large download, and TORCH_ARGS must not reach the other packages.
 $(VENV)/installed: $(VENV)/python pyproject.toml setup.py constraints.txt
 	$(PIP) install -c constraints.txt $(TORCH_ARGS) torch
-	$(PIP) install -c constraints.txt 'setuptools>=77' -e '.[compress,optimum,dev]' --config-settings editable_mode=strict
+	$(PIP) install -c constraints.txt 'setuptools>=77' -e '.[compress,optimum,genai,dev]' --config-settings editable_mode=strict
 	@touch $@
 
 $(VENV)/sources: FORCE | $(VENV)/python

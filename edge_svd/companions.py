@@ -15,6 +15,7 @@ from typing import Any
 from edge_svd.architectures import Architecture
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json
+from edge_svd.portable import portable_template, portable_tokenizer
 
 LICENCE_NAMES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -62,13 +63,13 @@ def companions(
     """File name → content; `config` and `generation` are the source's JSON objects, `licence` is empty if the
     source has none.
     """
-    special = special_tokens(tokenizer, architecture)
+    special = special_tokens(tokenizer, architecture, generation.get("pad_token_id", config.get("pad_token_id")))
     kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _CONFIG_NOISE}
     kept |= {"bos_token_id": architecture.bos_token_id, "eos_token_id": _ids(architecture)}
     sampling = {key: value for key, value in generation.items() if not key.startswith("_") and key not in _CONFIG_NOISE}
     sampling |= {"bos_token_id": architecture.bos_token_id, "eos_token_id": _ids(architecture)}
-    if isinstance(special.get("pad_token"), str):
-        sampling.setdefault("pad_token_id", tokenizer.convert_tokens_to_ids(special["pad_token"]))
+    if "pad_token" in special:  # what pads a batch is what its mask is read from
+        sampling["pad_token_id"] = tokenizer.convert_tokens_to_ids(special["pad_token"])
     tokenizer_config = {
         **special,
         "clean_up_tokenization_spaces": bool(getattr(tokenizer, "clean_up_tokenization_spaces", False)),
@@ -80,24 +81,28 @@ def companions(
     files = {
         "config.json": canonical_json(kept),
         "generation_config.json": canonical_json(sampling),
-        "tokenizer.json": compact_tokenizer(tokenizer),
+        "tokenizer.json": portable_tokenizer(compact_tokenizer(tokenizer)),
         "tokenizer_config.json": canonical_json(tokenizer_config),
         "special_tokens_map.json": canonical_json(special),
         "LICENSE": licence or _notice(name),
         "README.md": _card(name, architecture),
     }
     template = chat_template(tokenizer)
-    return files | {"chat_template.jinja": template.encode()} if template else files
+    return files | {"chat_template.jinja": portable_template(template).encode()} if template else files
 
 
-def special_tokens(tokenizer: Any, architecture: Architecture) -> dict[str, str]:
-    """Role → text; an end token that is none of the model's is replaced, and padding falls back on the end token."""
+def special_tokens(tokenizer: Any, architecture: Architecture, pad: Any = None) -> dict[str, str]:
+    """Role → text; an end token that is none of the model's is replaced, and where the tokenizer has no token for
+    padding, that is the one with the id `pad`, or else the end token.
+    """
     found = {role: str(getattr(tokenizer, role)) for role in _SPECIAL if getattr(tokenizer, role, None) is not None}
     ends = architecture.eos_token_ids
     if ends and tokenizer.convert_tokens_to_ids(found.get("eos_token", "")) not in ends:
         token = tokenizer.convert_ids_to_tokens(ends[0])
         if token is not None:
             found["eos_token"] = token
+    if "pad_token" not in found and type(pad) is int and 0 <= pad < len(tokenizer):
+        found["pad_token"] = tokenizer.convert_ids_to_tokens(pad)
     if "pad_token" not in found and "eos_token" in found:
         found["pad_token"] = found["eos_token"]
     return found

@@ -259,12 +259,11 @@ def _size_of(opened: OpenedModel, context: int) -> SizeOf:
     """Exact bytes of every file of the bundle that follows from a plan."""
     architecture = opened.architecture
     origin = {"model": opened.name, "digest": opened.digest}
-    companions = {name: len(data) for name, data in opened.companions.items()}
     biases = frozenset(site.name for site in sites_of(architecture) if site.bias)
 
     def size_of(plan: Plan) -> dict[str, int]:
         return exact_sizes(
-            architecture, plan.formats, companions, origin, plan.to_json(), biases=biases, context=context
+            architecture, plan.formats, opened.companions, origin, plan.to_json(), biases=biases, context=context
         )
 
     return size_of

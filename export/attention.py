@@ -39,6 +39,22 @@ def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value) -> Spans:
     return Spans(last, total, b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0)))
 
 
+def last_columns(builder: Builder, ids: ir.Value, mask: ir.Value) -> ir.Value:
+    """Of input_ids int64 [batch, sequence], the column of each row's last token that is not masked, int64 [batch, 1].
+
+    onnxruntime-genai pads prompts of unequal lengths on the right, where the last column is padding.
+    """
+    b = builder
+    start = b.op("Neg", b.op("Shape", ids, start=1, end=2))
+    current = b.op("Slice", mask, start, *(b.constant([value], np.int64) for value in (2**63 - 1, 1)))
+    return b.op("ArgMax", b.op("Cast", current, to=int(INT32)), axis=1, keepdims=1, select_last_index=1)
+
+
+def rows_at(builder: Builder, x: ir.Value, columns: ir.Value) -> ir.Value:
+    """x [batch, sequence, width] at one column a row, int64 [batch, 1] → [batch, 1, width]."""
+    return builder.op("Unsqueeze", builder.op("GatherND", x, columns, batch_dims=1), builder.constant([1], np.int64))
+
+
 def rotary_tables(builder: Builder, architecture: Architecture, key: str, context: int) -> tuple[ir.Value, ir.Value]:
     """cos and sin [context, rotary_dim / 2], computed in the graph and folded when it is loaded: no bytes on disk."""
     frequencies = builder.plain(f"rotary.{key}.inv_freq", architecture.rotary_dim // 2)

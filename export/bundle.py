@@ -116,8 +116,10 @@ def write_bundle(
                 f"The checkpoint's companion {name} has the name of a file that a bundle makes itself; remove it."
             )
         with writing(path):
-            add(name, path.read_bytes())
-    add(documents.GENAI, documents.genai_config(architecture, length))
+            add(name, documents.companion(name, path.read_bytes(), length))
+    generation = folder / documents.GENERATION
+    pad = documents.pad_token_id(generation.read_bytes() if generation.is_file() else b"", architecture)
+    add(documents.GENAI, documents.genai_config(architecture, length, pad))
     atomic_write(folder / MEASUREMENTS_NAME, pack_measurements({}))
     manifest = documents.manifest(architecture, length, checkpoint.source, checkpoint.plan, files)
     try:

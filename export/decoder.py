@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edge_svd.architectures import WHOLE, Architecture, Site, sites_of
 from edge_svd.errors import InputError
-from edge_svd.export.attention import Spans, attention, spans_of
+from edge_svd.export.attention import Spans, attention, last_columns, rows_at, spans_of
 from edge_svd.export.embedding import embedding, position_rows
 from edge_svd.export.graph import CACHES, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
 from edge_svd.export.linear import fused_linear, linear
@@ -37,7 +37,7 @@ def decoder(
     biases: frozenset[str] = frozenset(),
     cache: str = "float32",
 ) -> Graph:
-    """Logits of every position, or of the last one alone; both graphs read one data file.
+    """Logits of every position, or of each row's last unmasked one alone; both graphs read one data file.
 
     `biases` names sites that add a bias beyond those that the architecture says; `cache` is a kind of KV cache.
     Raises InputError for what GroupQueryAttention's CPU kernel cannot do.
@@ -85,6 +85,7 @@ class _Decoder:
             for n in range(a.num_layers)
         ]
         spans = spans_of(b, ids, mask)
+        last = None if self.every_position else last_columns(b, ids, mask)
         table = self.names.embedding
         hidden = embedding(b, ids, self.sites[table], self.formats[table], a.embedding_multiplier)
         first = self.before(0, "attention")
@@ -95,7 +96,7 @@ class _Decoder:
             normed = self.norm(hidden, first) if first else hidden
         presents: list[ir.Value] = []
         for layer in range(a.num_layers):
-            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions)
+            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions, last)
             presents += present
         logits = self.head(normed)
         logits.name, logits.type = "logits", ir.TensorType(FLOAT)
@@ -113,15 +114,15 @@ class _Decoder:
         past: tuple[ir.Value, ir.Value],
         spans: Spans,
         positions: ir.Value,
+        last: ir.Value | None,
     ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         """(residual stream, its norm for what comes next, present key and value)."""
         a, b = self.a, self.b
         qkv = self.projections(normed, layer)
         mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context, self.cache)
-        if layer == a.num_layers - 1 and not self.every_position:
+        if layer == a.num_layers - 1 and last is not None:
             # Only keys and values of the last layer need every position; what follows is wanted at the last one.
-            last = b.constant([-1], np.int64)
-            mixed, hidden = b.op("Gather", mixed, last, axis=1), b.op("Gather", hidden, last, axis=1)
+            mixed, hidden = rows_at(b, mixed, last), rows_at(b, hidden, last)
         mixed = self.linear(mixed, self.names.part(layer, "o"))
         hidden, normed = self.joined(hidden, mixed, layer, "attention", self.before(layer, "mlp"))
         inner = self.mlp(normed, layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ GENERIC, UNKNOWN_TO_GENAI = "decoder", ("olmo2", "gpt2", "opt")
 """onnxruntime-genai's word for a decoder that it has no other word for, and the families of which that holds; its gpt2
 means graphs with one tensor for keys and values."""
 
+GENERATION = "generation_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULT_CONTEXT = 2048
 
 
@@ -67,12 +70,37 @@ def manifest(
     )
 
 
-def genai_config(architecture: Architecture, context: int) -> bytes:
+def companion(name: str, data: bytes, context: int) -> bytes:
+    """A file that travels beside the weights, as a bundle for `context` tokens has it.
+
+    The tokenizer's limit is the graph's, so that truncation stops where the rotary tables end.
+    """
+    value = _object(data) if name == TOKENIZER_CONFIG else {}
+    return canonical_json({**value, "model_max_length": context}) if value else data
+
+
+def pad_token_id(generation: bytes, architecture: Architecture) -> int:
+    """The token that pads batches: what generation_config.json (empty if there is none) says, else the end token."""
+    pad = _object(generation).get("pad_token_id")
+    if type(pad) is int and 0 <= pad < architecture.vocab_size:
+        return pad
+    return architecture.eos_token_ids[0] if architecture.eos_token_ids else 0
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    """The JSON object in a file of others, empty if there is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def genai_config(architecture: Architecture, context: int, pad: int) -> bytes:
     """What onnxruntime-genai needs to run model.onnx: names of inputs and outputs, sizes, greedy search."""
     a = architecture
     eos = list(a.eos_token_ids)
     ends: Any = eos[0] if len(eos) == 1 else eos
-    pad = eos[0] if eos else 0
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
         "filename": MODEL_NAME,

@@ -26,26 +26,27 @@ _DIGEST = "0" * 64
 def exact_sizes(
     architecture: Architecture,
     formats: Mapping[str, SiteFormat],
-    companions: Mapping[str, int],
+    companions: Mapping[str, bytes],
     source: Mapping[str, str],
     plan: Mapping[str, Any],
     *,
     biases: frozenset[str] = frozenset(),
     context: int | None = None,
 ) -> dict[str, int]:
-    """File name → bytes of the bundle that `export_bundle` would write; `companions` gives sizes of what travels along.
+    """File name → bytes of the bundle that `export_bundle` would write; `companions` are the files that travel along.
 
     The graphs are built as for the export (offsets follow from shapes); digests in the manifest have a fixed length.
     """
     length = documents.context_length(architecture, context)
     chosen = tuple(sorted(formats.items(), key=lambda item: item[0]))
     last, scoring, weights = _graph_sizes(architecture, chosen, length, biases, documents.kv_cache(plan))
+    pad = documents.pad_token_id(companions.get(documents.GENERATION, b""), architecture)
     sizes = {
-        **companions,
+        **{name: len(documents.companion(name, data, length)) for name, data in companions.items()},
         MODEL_NAME: last,
         SCORING_NAME: scoring,
         WEIGHTS_NAME: weights,
-        documents.GENAI: len(documents.genai_config(architecture, length)),
+        documents.GENAI: len(documents.genai_config(architecture, length, pad)),
     }
     digests = {name: (size, _DIGEST) for name, size in sizes.items()}
     sizes[MANIFEST_NAME] = len(documents.manifest(architecture, length, source, plan, digests))

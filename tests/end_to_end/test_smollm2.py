@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
+from smollm2_commands import FEW, SIZE, answer, command
 
-from edge_svd.demo import NAME, demo_model
-from edge_svd.errors import InputError
 from edge_svd.export.prove import inspect_session
-
-SIZE = 135_000_000
-MAIN = "import sys; from edge_svd.cli import main; sys.argv[0] = 'edge-svd'; main()"
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-c", MAIN, *arguments], capture_output=True, text=True, timeout=1500, check=False
-    )
-
-
-def answer(*arguments: str) -> Any:
-    done = command(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def model() -> str:
-    try:
-        demo_model()
-    except InputError as error:
-        pytest.skip(f"the demonstration model cannot be fetched here: {error}")
-    return NAME
-
-
-@pytest.fixture(scope="module")
-def fitted(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A fit with a small calibration, so that the test takes minutes and not ten."""
-    out = tmp_path_factory.mktemp("smollm2") / "bundle"
-    few = ["--calibration-windows", "16", "--calibration-window", "128"]
-    return dict(answer("fit", model, "-o", str(out), "--size", str(SIZE), *few))
 
 
 def test_size_is_met_exactly_and_used(fitted: dict[str, Any]) -> None:
@@ -98,8 +61,7 @@ def test_verify_eval_bench_inspect(fitted: dict[str, Any], tmp_path: Path) -> No
 
 
 def test_size_below_the_smallest_is_refused(model: str, fitted: dict[str, Any], tmp_path: Path) -> None:
-    few = ["--calibration-windows", "16", "--calibration-window", "128"]
-    done = command("fit", model, "-o", str(tmp_path / "out"), "--size", "10MB", *few)
+    done = command("fit", model, "-o", str(tmp_path / "out"), "--size", "10MB", *FEW)
     assert done.returncode == 3
     assert "smallest possible is" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()

@@ -200,6 +200,8 @@ def test_padded_rows_equal_unpadded_ones(family: str, side: str, tmp_path: Path,
     tokens[1, where], mask[1, where] = short[0], 1
     logits, cache = step(session, a, tokens, empty_cache(a, 2), mask)
     assert difference(logits[1:, where], expected[:, :15]) < TOLERANCE
+    last, _ = step(open_session(bundle, "model.onnx"), a, tokens, empty_cache(a, 2), mask)
+    assert difference(last, np.stack((logits[0, -1:], expected[0, 14:15]))) < TOLERANCE
     for index in range(5):  # and goes on behind the padding, row by row at its own positions
         if side == "right" and any(a.layer_windows):
             break  # a window counts places of the buffer, and the padding would lie inside it
