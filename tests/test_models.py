@@ -336,6 +336,84 @@ def test_gguf_holds_the_same_model(family: str, tied: bool, tmp_path: Path) -> N
     assert again.digest == opened.digest
 
 
+def test_gpt2_as_it_was_published(tmp_path: Path) -> None:
+    """Without the body's prefix and the head, and with the masks of its attention among the tensors."""
+    folder = save(tiny_model("gpt2"), tmp_path / "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    published = {name.removeprefix("transformer."): value for name, value in tensors.items() if "lm_head" not in name}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 128, 128).tril() for layer in range(2)}
+    save_file(published | masks, folder / "model.safetensors", {"format": "pt"})
+    opened, reference = open_model(str(folder)), tiny_model("gpt2")
+    matrix = opened.model.get_submodule("transformer.h.1.mlp.c_fc").weight
+    assert torch.equal(matrix, reference.transformer.h[1].mlp.c_fc.weight.T)
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(opened.model(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "first"), [("gpt2", 0), ("opt", 2)])
+def test_positions_are_halves_from_position_0_on(family: str, first: int, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    opened = open_model(str(save(model, tmp_path / family)))
+    ((name, table),) = opened.positions().items()
+    assert table.dtype == np.float16 and table.shape == (128, 64)
+    rows = model.get_parameter(name)[first:].detach().numpy()
+    np.testing.assert_allclose(table, rows, rtol=2**-11, atol=2**-25)
+    with torch.no_grad():
+        opened.model.get_parameter(name)[5, 5] = 1e5
+    with pytest.raises(InputError, match=f"{name} of {family} holds values beyond"):
+        opened.positions()
+
+
+GPT2_NAMES = {
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+}
+
+
+def test_gpt2_from_gguf(tmp_path: Path) -> None:
+    """Through transformers' reader, which takes the MLP's width and the number of positions from the defaults."""
+    plain = json.loads(tiny_backend().to_str())["model"]
+    tokens = sorted(plain["vocab"], key=plain["vocab"].get)
+    model = tiny_model("gpt2", len(tokens), max_position_embeddings=1024)
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "gpt2")
+    writer.add_block_count(2)
+    writer.add_context_length(1024)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(256)
+    writer.add_head_count(4)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in ("<unk>", "<s>", "</s>") else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in plain["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    outer = {"transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm"}
+    for name, parameter in model.named_parameters():
+        module, _, suffix = name.rpartition(".")
+        values, target = parameter.detach().numpy(), outer.get(module)
+        if target is None:
+            _, _, layer, inside = module.split(".", 3)
+            values, target = values.T, f"blk.{layer}.{GPT2_NAMES[inside]}"
+        writer.add_tensor(f"{target}.{suffix}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    opened = open_model(str(tmp_path / "tiny.gguf"))
+    assert opened.architecture.learned_positions and opened.architecture.tied_embeddings
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(opened.model(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_gguf_tokenizer_is_the_one_in_the_file(tmp_path: Path) -> None:
     opened = open_model(str(write_gguf(tmp_path / "tiny.gguf", tiny_model(), "llama")))
     expected = tiny_backend().encode(TEXT + "</s>x", add_special_tokens=False).ids

@@ -42,6 +42,6 @@ DAMAGED_MODELS: dict[str, tuple[Callable[[Path], Any], int, str]] = {
     "cut config": (cut("config.json", 40), 2, "config.json"),
     "no config": (lambda folder: (folder / "config.json").unlink(), 2, "config.json"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), 2, "tokenizer"),
-    "unsupported": (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), 2, "gpt2"),
+    "unsupported": (lambda folder: (folder / "config.json").write_text('{"model_type": "mamba"}'), 2, "mamba"),
     "unheard of": (lambda folder: (folder / "config.json").write_text('{"model_type": "nonesuch"}'), 2, "nonesuch"),
 }
