@@ -6,22 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import transformers
-from export_tiny import INT8, make_checkpoint, tiny_model
+from export_tiny import INT8, frequencies, make_checkpoint, tiny_model
 from tiny_folder import tiny_folder
 
 from edge_svd.architectures import Site, architecture_of
 from edge_svd.companions import companions
 from edge_svd.export import export_bundle, linear
 from edge_svd.formats import SiteFormat
+from edge_svd.planner.kv_cache import cache_scales
 from edge_svd.runtime.bundle import open_bundle
 
 CONTEXT = 256
 END, PAD = 2, 0
 """Ids of the tiny tokenizer's <|im_end|> and <|endoftext|>."""
 
-CACHES = ("float32",)
+CACHES = ("float32", "int8")
 """Types of the KV cache that a bundle can have."""
 
 
@@ -59,7 +62,14 @@ def tiny_bundle(folder: Path, family: str, formats: str, cache: str, exact: bool
     model = tiny_model(family, vocab_size=len(tokenizer), **settings)
     config = json.loads(model.config.to_json_string())
     beside = companions("tiny", config, {}, tokenizer, architecture_of(model.config), b"")
-    make_checkpoint(folder / "checkpoint", model, FORMATS[formats], companions=beside)
+    extra: dict[str, Any] = {}
+    if cache == "int8":
+        a = architecture_of(model.config)
+        windows = torch.from_numpy(np.random.default_rng(5).integers(3, len(tokenizer), (4, 48)))
+        rotary = {key: frequencies(model.model, key).numpy() for key in {rope for rope in a.layer_ropes if rope}}
+        extra = {name: scale.numpy() for name, scale in cache_scales(model, a, rotary, windows).items()}
+    plan = {"kv_cache": cache}
+    make_checkpoint(folder / "checkpoint", model, FORMATS[formats], companions=beside, plan=plan, extra=extra)
     with pytest.MonkeyPatch.context() as patch:
         if exact:
             patch.setattr(linear, "ACCURACY_LEVEL", 0)
