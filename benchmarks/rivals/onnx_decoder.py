@@ -21,9 +21,14 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 class OnnxDecoder:
-    """Inputs input_ids, attention_mask, position_ids (or not), past_key_values.N.key/value; outputs logits, present."""
+    """Inputs input_ids, attention_mask, position_ids (or not), past_key_values.N.key/value; outputs logits, present.
 
-    def __init__(self, session: onnxruntime.InferenceSession, request: Request) -> None:
+    `last_only`: the graph gives the logits of the last position alone.
+    """
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, request: Request, context: int = CONTEXT, last_only: bool = False
+    ) -> None:
         self.session, self.position, self.batch = session, 0, request.batch
         inputs = {item.name: item for item in session.get_inputs()}
         self.has_positions = "position_ids" in inputs
@@ -34,10 +39,10 @@ class OnnxDecoder:
             if name.startswith("past_key_values."):
                 heads, width = int(item.shape[1]), item.shape[3]
                 self.shapes[name] = heads, width if isinstance(width, int) else int(request.options["head_dim"])
-                self.buffers.append(np.zeros((request.batch, heads, CONTEXT, self.shapes[name][1]), np.float32))
+                self.buffers.append(np.zeros((request.batch, heads, context, self.shapes[name][1]), np.float32))
                 self.cache[name] = onnxruntime.OrtValue.ortvalue_from_numpy(self.buffers[-1])
         logits = next(item for item in session.get_outputs() if item.name == "logits")
-        self.vocabulary, self.last_only = int(logits.shape[2]), logits.shape[1] == 1
+        self.vocabulary, self.last_only = int(logits.shape[2]), last_only
         self.binding = session.io_binding()
         for name, value in self.cache.items():
             self.binding.bind_ortvalue_input(name, value)

@@ -17,7 +17,7 @@ class EdgeSvd:
 
     def __init__(self, bundle: Bundle, request: Request) -> None:
         self.tokenizer = load_tokenizer(bundle)
-        self.session = Session(bundle, context=CONTEXT, threads=request.threads)
+        self.session = Session(bundle, threads=request.threads)
 
     def reset(self) -> None:
         self.session.truncate()
@@ -53,7 +53,7 @@ def opened(request: Request) -> EdgeSvd | Scoring | OnnxDecoder:
         return Scoring(bundle, request)
     if request.batch > 1:
         session = open_onnx(bundle, MODEL_NAME, threads=request.threads, spinning=True, arena=True)
-        return OnnxDecoder(session, request)
+        return OnnxDecoder(session, request, min(CONTEXT, bundle.manifest.model.max_context), last_only=True)
     return EdgeSvd(bundle, request)
 
 
