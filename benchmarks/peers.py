@@ -1,7 +1,7 @@
 """Ours and every rival from the same dense model, on the same tokens, measured in one run, losses included.
 
     python benchmarks/peers.py --model FOLDER --text FILE.txt [--bundles DIR ...] [--out out/peers] [--rivals a,b]
-        [--rounds 3] [--threads 1,2] [--batch 4] [--quick]
+        [--rounds 3] [--threads 1,2] [--batch 4] [--windows 64] [--quick]
 
 FOLDER is a Hugging Face folder of the Llama architecture. Rivals (llama.cpp, genai, onnxruntime, openvino, optimum,
 torch) are installed into environments of their own; --bundles are finished bundles of the same model, by default fits
@@ -131,7 +131,9 @@ def prepare(options: argparse.Namespace) -> Run:
     threads = numbers(options.threads, "--threads")
     if options.rounds < 0 or options.batch < 0:
         raise InputError("--rounds and --batch cannot be negative.")
-    count = QUICK_WINDOWS if options.quick else WINDOWS
+    if options.windows < 1:
+        raise InputError("--windows needs a positive number.")
+    count = QUICK_WINDOWS if options.quick else options.windows
     text = options.text
     if not text.is_file():
         raise InputError(f"The text file {text} does not exist.")
@@ -151,7 +153,7 @@ def prepare(options: argparse.Namespace) -> Run:
         min(options.rounds, 1) if options.quick else options.rounds,
         threads,
         options.batch,
-        complete=not options.quick and set(tools) == set(TOOLS),
+        complete=not options.quick and count == WINDOWS and set(tools) == set(TOOLS),
     )
 
 
@@ -308,6 +310,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--batch", type=int, default=4, help="sequences decoded in step, 0 or 1 for none")
+    parser.add_argument("--windows", type=int, default=WINDOWS, help=f"of {WINDOW} tokens that perplexity is taken on")
     parser.add_argument("--quick", action="store_true", help="four windows, one round, 32 new tokens")
     options = parser.parse_args()
     try:

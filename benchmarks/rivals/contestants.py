@@ -143,7 +143,7 @@ OPENVINO = (
 )
 GENAI = {
     "ORT-GenAI int8": ("genai-int8", "int8"),
-    "ORT-GenAI int4, k_quant_mixed": ("genai-int4-k-quant-mixed", "int4", "int4_algo_config=k_quant_mixed"),
+    "ORT-GenAI int4, k_quant_mixed": ("genai-int4-k-quant-mixed", "int4", "algo_config=k_quant_mixed"),
     "ORT-GenAI int4, default": ("genai-int4", "int4"),
 }
 

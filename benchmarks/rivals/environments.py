@@ -64,7 +64,15 @@ ENVIRONMENTS = {
             "genai",
             (
                 (TORCH,),
-                ("onnxruntime-genai", "onnx", "onnx-ir", "transformers>=5", "sentencepiece", "protobuf", "safetensors"),
+                (
+                    "onnxruntime-genai>=0.18",
+                    "onnx",
+                    "onnx-ir",
+                    "transformers>=5",
+                    "sentencepiece",
+                    "protobuf",
+                    "safetensors",
+                ),
             ),
             ("onnxruntime_genai", "torch", "transformers", "onnx_ir", "tokenizers"),
         ),

@@ -48,6 +48,7 @@ def options(tiny_model: Path, tiny_text_file: Path, tmp_path: Path) -> argparse.
         rounds=3,
         threads="1,2",
         batch=4,
+        windows=64,
         quick=True,
     )
 
