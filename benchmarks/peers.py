@@ -193,11 +193,12 @@ def results_of(entrants: Sequence[Entrant], kept: Kept) -> list[Result]:
     found = []
     for entrant in entrants:
         name = entrant.name
-        own = {int(threads): speed_of(entry["rounds"], name) for threads, entry in speeds.items()}
+        files = entrant.contestant.fingerprint(entrant.path)
+        own = {int(threads): speed_of(turns(entry, name, files), name) for threads, entry in speeds.items()}
         together = [
             turn[name]["decode_tokens_per_s"]
             for entry in batches.values()
-            for turn in entry["rounds"]
+            for turn in turns(entry, name, files)
             if name in turn and "error" not in turn[name]
         ]
         size = entrant.contestant.bytes(entrant.path)
@@ -216,6 +217,11 @@ def results_of(entrants: Sequence[Entrant], kept: Kept) -> list[Result]:
             )
         )
     return found
+
+
+def turns(entry: dict[str, Any], name: str, files: str) -> list[dict[str, Any]]:
+    """The rounds of a kept run; none where the contestant's files were others then."""
+    return list(entry["rounds"]) if entry["files"].get(name) == files else []
 
 
 def report(run: Run, results: Sequence[Result], kept: Kept, failures: dict[str, str], notes: dict[str, str]) -> str:

@@ -128,7 +128,10 @@ def rounds(
     Every measurement is a fresh process. The first failure of a contestant goes into `failures` and ends its part; one
     of a batch is kept as the reason why it has none.
     """
-    begun = {"taken": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    begun = {
+        "taken": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "files": {entrant.name: entrant.contestant.fingerprint(entrant.path) for entrant in entrants},
+    }
     speeds: dict[int, list[dict[str, Any]]] = {number: [] for number in threads}
     batches: list[dict[str, Any]] = []
     reads: dict[int, list[float]] = {number: [] for number in threads}
@@ -136,7 +139,7 @@ def rounds(
         say(f"round {turn + 1} of {count}")
         for number in threads:
             reads[number].append(bandwidth(number))
-            kept.put("bandwidth", str(number), {**begun, "bytes_per_s": reads[number]})
+            kept.put("bandwidth", str(number), {"taken": begun["taken"], "bytes_per_s": reads[number]})
             speeds[number].append({})
             for entrant in entrants:
                 if entrant.name in failures:

@@ -110,6 +110,9 @@ def test_without_rounds_the_last_speeds_are_shown(
     capsys.readouterr()
     peers.work(options)
     assert "| worse | 2.0 | +25.0% | 20 | 500 | 100 | 1.00 |" in capsys.readouterr().out
+    (options.out.parent / "weights").write_bytes(b"other files")
+    peers.work(options)
+    assert "| worse | 0.0 | +25.0% | – | – | 100 | – |" in capsys.readouterr().out
 
 
 def test_windows_are_the_first_of_the_text(tiny_model: Path, tiny_text_file: Path, tmp_path: Path) -> None:
