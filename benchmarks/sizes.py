@@ -4,8 +4,8 @@
 
 DIR holds wikitext2_raw, code_python and cmrc2018_zh, as .txt or .txt.gz: equal windows of the first two's train parts
 and of the third's valid part calibrate, all three test parts evaluate (64 windows of 512 of the first, 32 of the
-others). What is finished lies in OUT and is not done again but for `--retime`. `benchmarks/peers.py` puts the result
-beside the rivals.
+others). What is finished lies in OUT and is not done again but for `--retime`. `benchmarks/peers.py --bundles` takes
+the bundles (OUT/b88 and so on) and measures them beside the rivals.
 """
 
 from __future__ import annotations
