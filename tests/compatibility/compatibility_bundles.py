@@ -50,8 +50,8 @@ FORMATS = {"int8": int8, "trellis": trellis, "blocks": blocks}
 def tiny_bundle(folder: Path, family: str, formats: str, cache: str, exact: bool) -> Path:
     """Export a random model of `family` with the tokenizer of `tiny_folder`, whose token for padding is not its end.
 
-    `exact` leaves activations in float32: one row and several take different kernels, whose sums differ in the last
-    bit, and rounding to int8 makes that large enough for another token where a random model has two that are close.
+    `exact` leaves activations in float32: padding changes the order of attention's sums and so their last bit, and
+    rounding to int8 makes that large enough for another token where a random model has two that are close.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder(folder / "source"))
     tokenizer.pad_token = "<|endoftext|>"
