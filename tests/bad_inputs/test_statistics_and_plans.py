@@ -81,7 +81,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no target": (lambda plan: plan["targets"].update(file_bytes=None), "budget"),
     "target": (lambda plan: plan["targets"].update(decode_tokens_per_s=-1.0), "positive"),
     "context": (lambda plan: plan.update(context=100_000), "256"),
-    "version": (lambda plan: plan.update(format=9), "version 2"),
+    "version": (lambda plan: plan.update(format=9), "version 3"),
     "not a number": (lambda plan: plan["predicted"].update(kl="NaN"), "NaN"),
     "no table": (lambda plan: plan.update(sites=[]), "misstates"),
 }
