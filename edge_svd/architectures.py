@@ -12,10 +12,13 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from edge_svd.errors import InputError
 from edge_svd.rotary import GLOBAL, LOCAL, rotary_of
+
+if TYPE_CHECKING:
+    from edge_svd.described import Described
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3")
 """transformers' model_type of every decoder that can be described."""
@@ -99,8 +102,10 @@ class Site:
     bias: bool
 
 
-def sites_of(architecture: Architecture) -> tuple[Site, ...]:
+def sites_of(architecture: Described) -> tuple[Site, ...]:
     """Every matrix in forward order, the embedding first and the head last; a tied head points to the embedding."""
+    if not isinstance(architecture, Architecture):
+        return architecture.sites
     a = architecture
     q, kv, mlp = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.intermediate_size
     attention = (

@@ -24,7 +24,7 @@ from edge_svd.checkpoint import (
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.formats import MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
-from edge_svd.models import OpenedModel
+from edge_svd.opening import Opened
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
@@ -42,7 +42,7 @@ PARTIAL_KEY = "key.json"
 
 
 def compress(
-    opened: OpenedModel,
+    opened: Opened,
     plan: Plan,
     statistics: Statistics,
     out: Path,
@@ -106,7 +106,7 @@ def is_of(path: Path, plan: Plan) -> bool:
 
 
 def compressed(
-    opened: OpenedModel,
+    opened: Opened,
     plan: Plan,
     statistics: Statistics,
     out: Path,
@@ -121,7 +121,7 @@ def compressed(
     return compress(opened, plan, statistics, out, force=True, progress=progress, finished=finished)
 
 
-def _arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics, finished: Checkpoint | None) -> Arrays:
+def _arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics, finished: Checkpoint | None) -> Arrays:
     """Of one matrix: read where it is finished, made otherwise."""
     fmt = plan.sites[site.name].format
     if finished is None or finished.formats[site.name].stored != fmt.stored:
@@ -139,7 +139,7 @@ def _start(partial: Path, key: bytes) -> None:
             atomic_write(partial / PARTIAL_KEY, key)
 
 
-def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
+def site_arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
     """The stored tensors of one matrix, by full name."""
     module = opened.model.get_submodule(site.name)
     weight = module.weight.detach().float()

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
-from edge_svd.architectures import norms_of
+from edge_svd.architectures import Architecture, norms_of
 from edge_svd.calibrate.collect import LOGIT_BLOCK, logits_of, pull_back
 from edge_svd.checkpoint import Checkpoint, save_weights
 from edge_svd.errors import Failure
@@ -140,6 +140,7 @@ def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
         for bits in COMPONENTS.get(fmt.kind, ()):
             if f"{site.name}.s{bits}" in checkpoint.names:
                 add(f"{site.name}.s{bits}", site.name, "a")
+    assert isinstance(checkpoint.architecture, Architecture)  # encoders are refused before
     for name in norms_of(checkpoint.architecture):
         add(name, name.rpartition(".")[0])
     return found

@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_svd.architectures import Architecture
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import BundleError, InputError
 from edge_svd.export import documents
 from edge_svd.export.data import write_data
-from edge_svd.export.decoder import decoder
+from edge_svd.export.graphs import graphs_of
 from edge_svd.files import atomic_write, replace_folder, writing
 from edge_svd.runtime.bundle import is_bundle
 from edge_svd.runtime.schema import (
@@ -98,14 +99,16 @@ def write_bundle(
             f"The checkpoint {checkpoint.path} has no {TOKENIZER_NAME} among its companions; a bundle needs one."
         )
     progress("graphs", 0.0)
-    scoring = decoder(architecture, checkpoint.formats, context=length, every_position=True, biases=biases)
-    last = decoder(architecture, checkpoint.formats, context=length, every_position=False, biases=biases)
+    graphs = graphs_of(architecture, checkpoint.formats, context=length, biases=biases)
     with writing(folder / WEIGHTS_NAME):
         files[WEIGHTS_NAME] = write_data(
-            folder / WEIGHTS_NAME, last.weights, checkpoint.tensor, lambda fraction: progress("weights", fraction)
+            folder / WEIGHTS_NAME,
+            graphs[MODEL_NAME].weights,
+            checkpoint.tensor,
+            lambda fraction: progress("weights", fraction),
         )
-    add(MODEL_NAME, last.model)
-    add(SCORING_NAME, scoring.model)
+    for name, graph in graphs.items():
+        add(name, graph.model)
     progress("companions", 0.0)
     for name, path in checkpoint.companions.items():
         if name in OURS:
@@ -114,7 +117,8 @@ def write_bundle(
             )
         with writing(path):
             add(name, path.read_bytes())
-    add(documents.GENAI, documents.genai_config(architecture, length))
+    if isinstance(architecture, Architecture):
+        add(documents.GENAI, documents.genai_config(architecture, length))
     atomic_write(folder / MEASUREMENTS_NAME, pack_measurements({}))
     manifest = documents.manifest(architecture, length, checkpoint.source, checkpoint.plan, files)
     try:

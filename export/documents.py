@@ -7,6 +7,8 @@ from typing import Any
 
 import edge_svd
 from edge_svd.architectures import Architecture
+from edge_svd.described import Described
+from edge_svd.encoders.architecture import Encoder
 from edge_svd.errors import InputError
 from edge_svd.export.graph import CACHE
 from edge_svd.files import canonical_json
@@ -16,7 +18,7 @@ GENAI = "genai_config.json"
 DEFAULT_CONTEXT = 2048
 
 
-def context_length(architecture: Architecture, context: int | None) -> int:
+def context_length(architecture: Described, context: int | None) -> int:
     """The bundle's longest context in tokens; InputError if it exceeds the model's."""
     if context is None:
         return min(DEFAULT_CONTEXT, architecture.max_position)
@@ -28,15 +30,27 @@ def context_length(architecture: Architecture, context: int | None) -> int:
 
 
 def manifest(
-    architecture: Architecture,
+    architecture: Described,
     context: int,
     source: Mapping[str, str],
     plan: Mapping[str, Any],
     files: Mapping[str, tuple[int, str]],
 ) -> bytes:
     """edge_svd.json; `files` gives (bytes, sha256) of every other file but the measurements."""
-    a = architecture
-    model = {
+    return canonical_json(
+        {
+            "schema": SCHEMA,
+            "edge_svd": edge_svd.__version__,
+            "source": {key: source[key] for key in ("model", "digest")},
+            "model": _encoder(architecture) if isinstance(architecture, Encoder) else _decoder(architecture, context),
+            "plan": dict(plan),
+            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
+        }
+    )
+
+
+def _decoder(a: Architecture, context: int) -> dict[str, Any]:
+    return {
         "family": a.family,
         "vocab_size": a.vocab_size,
         "num_layers": a.num_layers,
@@ -47,16 +61,20 @@ def manifest(
         "bos_token_id": a.bos_token_id,
         "eos_token_ids": list(a.eos_token_ids),
     }
-    return canonical_json(
-        {
-            "schema": SCHEMA,
-            "edge_svd": edge_svd.__version__,
-            "source": {key: source[key] for key in ("model", "digest")},
-            "model": model,
-            "plan": dict(plan),
-            "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
-        }
-    )
+
+
+def _encoder(a: Encoder) -> dict[str, Any]:
+    """An encoder takes what its table of positions has, whatever context was asked for."""
+    return {
+        "kind": "encoder",
+        "family": a.family,
+        "vocab_size": a.vocab_size,
+        "num_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "max_context": a.max_position,
+        "pooling": a.pooling,
+        "pad_token_id": a.pad_token_id,
+    }
 
 
 def genai_config(architecture: Architecture, context: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_svd.runtime.bundle import Bundle, open_bundle, read_measurements
 from edge_svd.runtime.chat import ChatTemplate
+from edge_svd.runtime.embed import Embedder
 from edge_svd.runtime.errors import InputError
 from edge_svd.runtime.generate import generate
 from edge_svd.runtime.sampling import Sampler
@@ -43,6 +44,7 @@ def run(
     """
     sampler = Sampler(temperature, top_p, seed)
     opened = _opened(bundle)
+    _ = opened.manifest.decoder  # refuses an encoder before anything is loaded
     tokenizer = load_tokenizer(opened)
     if template:
         text = ChatTemplate.from_bundle(opened).render([{"role": "user", "content": prompt}])
@@ -73,6 +75,7 @@ class Conversation:
         """Load the model; InputError if it has no chat template."""
         self._sampler = Sampler(temperature, top_p, seed)
         opened = _opened(bundle)
+        _ = opened.manifest.decoder
         self._tokenizer = load_tokenizer(opened)
         self._template = ChatTemplate.from_bundle(opened)
         self._session = Session(opened, context=context, threads=threads)
@@ -120,6 +123,12 @@ class Conversation:
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
 
+def embed(bundle: Bundle | Path | str, text: str, *, threads: int | None = None) -> list[float]:
+    """The embedding of one text, of length one; InputError if the bundle is no sentence encoder."""
+    embedder = Embedder(bundle, threads=threads)
+    return [float(value) for value in embedder.embed([text])[0]]
+
+
 def evaluate(
     bundle: Bundle | Path | str,
     text: Path | str,
@@ -133,6 +142,7 @@ def evaluate(
     """Perplexity of a bundle on a text file (`.gz` too); see `score.perplexity`."""
     content = read_text(text)
     opened = _opened(bundle)
+    _ = opened.manifest.decoder
     ids = load_tokenizer(opened).encode(content)
     return perplexity(opened, ids, window=window, windows=windows, batch=batch, threads=threads, on_window=on_window)
 
