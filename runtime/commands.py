@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_svd.runtime.bundle import Bundle, open_bundle, read_measurements
+from edge_svd.runtime.bundle import Bundle, is_bundle, open_bundle, read_measurements
 from edge_svd.runtime.chat import ChatTemplate
 from edge_svd.runtime.embed import Embedder
-from edge_svd.runtime.errors import InputError
+from edge_svd.runtime.errors import BundleError, InputError
 from edge_svd.runtime.generate import generate
 from edge_svd.runtime.sampling import Sampler
+from edge_svd.runtime.schema import EncoderInfo
 from edge_svd.runtime.score import OnWindow, Score, perplexity
 from edge_svd.runtime.session import DEFAULT_CHUNK, Session
 from edge_svd.runtime.text import read_text
@@ -121,6 +122,16 @@ class Conversation:
         finally:
             self._cached = [*ids, *made][: self._session.position]
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
+
+
+def is_encoder(bundle: Path | str) -> bool:
+    """Whether the folder is the bundle of a sentence encoder; False for everything else, damaged bundles included."""
+    if not is_bundle(bundle):
+        return False
+    try:
+        return isinstance(open_bundle(bundle, check_digests=False).manifest.model, EncoderInfo)
+    except BundleError:
+        return False  # what is wrong with it is said where it is used
 
 
 def embed(bundle: Bundle | Path | str, text: str, *, threads: int | None = None) -> list[float]:

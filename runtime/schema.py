@@ -100,7 +100,8 @@ class Manifest:
         if isinstance(self.model, EncoderInfo):
             raise InputError(
                 f"The bundle of {self.source.model} is a sentence encoder, which embeds text and writes none; use "
-                "edge_svd.runtime.Embedder, `edge-svd run` for the embedding of one text, or `edge-svd eval`."
+                "edge_svd.runtime.Embedder, `edge-svd run` for the embedding of one text, or `edge-svd eval` with "
+                "--reference."
             )
         return self.model
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from edge_svd.architectures import EMBEDDING, Site
+from edge_svd.architectures import Site
 from edge_svd.formats import INT8_LIMIT, NARROW_BLOCK, SiteFormat
 from edge_svd.planner.correction import factor
-from edge_svd.planner.held_out import FEW_WINDOWS, HeldOutKl
+from edge_svd.planner.held_out import FEW_WINDOWS, Measure
 
 COARSE = 31
 """Largest integer that inputs are rounded to here: 17 times the loss of int8, well above the noise of a measurement in
@@ -41,14 +41,14 @@ def rounded_inputs(model: Any, blocks: Mapping[str, int], limit: int = INT8_LIMI
 
 
 def measured_activations(
-    model: Any, sites: Sequence[Site], predicted: Mapping[str, Mapping[int, float]], kl: HeldOutKl
+    model: Any, sites: Sequence[Site], predicted: Mapping[str, Mapping[int, float]], kl: Measure
 ) -> dict[str, dict[int, float]]:
     """Site → inputs a block → loss, the predictions of each type scaled to what its rounding is measured to lose.
 
     `sites`: all of the model's; a tied head's prediction stands under the embedding's name.
     """
     found = {name: dict(losses) for name, losses in predicted.items()}
-    for kind in dict.fromkeys(site.type for site in sites if site.name != EMBEDDING):
+    for kind in dict.fromkeys(site.type for site in sites if site.type != "embedding"):
         members = [site for site in sites if site.type == kind and site.shape[1] % NARROW_BLOCK == 0]
         blocks = {site.name: SiteFormat("int8").inputs_a_block(site.shape[1]) for site in members}
         owners = {site.name: site.tied_to or site.name for site in members}

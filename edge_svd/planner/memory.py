@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import EMBEDDING, Architecture, sites_of
+from edge_svd.architectures import sites_of
+from edge_svd.described import Described
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, SiteFormat, padded
 from edge_svd.fusing import fused, merges
@@ -100,14 +101,14 @@ def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) ->
     return round(sum(product_bytes(p, costs) for p in calls(shape, fmt).products))
 
 
-def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> int:
+def cache_bytes(architecture: Described, context: int, item_bytes: int) -> int:
     """Bytes of the KV cache of one conversation."""
     a = architecture
     return 2 * a.num_layers * a.num_kv_heads * a.head_dim * context * item_bytes
 
 
 def table_bytes(
-    architecture: Architecture, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
+    architecture: Described, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
 ) -> int:
     """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
     stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
@@ -118,7 +119,7 @@ def table_bytes(
     return min(stored, load.context * FAULT_AROUND)
 
 
-def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
+def activation_bytes(architecture: Described, formats: Mapping[str, SiteFormat], load: Load) -> int:
     """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
     a = architecture
     queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
@@ -149,16 +150,14 @@ def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteForma
     return round(chunk * token + mask + tables + logits)
 
 
-def peak_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
-) -> Memory:
+def peak_memory(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> Memory:
     """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
     found = (phase(architecture, formats, costs, load) for phase in (running_memory, loading_memory))
     return max(found, key=lambda memory: memory.total)
 
 
 def running_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+    architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes in a pass at the end of a full context."""
     cache = cache_bytes(architecture, load.context, load.cache_item_bytes)
@@ -167,23 +166,21 @@ def running_memory(
 
 
 def loading_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+    architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
     rows = sum(unpacked_bytes(site.shape, formats[site.name]) for site in sites_of(architecture) if not site.tied_to)
     return _with_reserve(_held(architecture, formats, costs, load) | {"unpacking": rows})
 
 
-def _held(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
-) -> dict[str, int]:
+def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:
     """What stays from the loading to the end."""
     embedding = weights = 0.0
     patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):
         if site.tied_to:
             continue
-        if site.name == EMBEDDING:
+        if site.type == "embedding":
             embedding = table_bytes(architecture, site.shape, formats[site.name], costs, load)
             continue
         for product in calls(site.shape, formats[site.name]).products:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
@@ -35,12 +36,12 @@ def merged_seconds(profile: Profile) -> float:
     return 0.0 if profile.speed is None else profile.speed.launch_s
 
 
-def multiplied(site: Site, architecture: Architecture) -> bool:
+def multiplied(site: Site, architecture: Described) -> bool:
     """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
-    return not site.tied_to and (site.name != EMBEDDING or architecture.tied_embeddings)
+    return not site.tied_to and (site.type != "embedding" or architecture.tied_embeddings)
 
 
-def other_seconds(architecture: Architecture, profile: Profile, context: int, item_bytes: int) -> float:
+def other_seconds(architecture: Described, profile: Profile, context: int, item_bytes: int) -> float:
     """Everything but the products: attention over `context` cached tokens, norms, activations, choosing the token."""
     cache = cache_bytes(architecture, context, item_bytes)
     if profile.speed is None:
@@ -49,7 +50,7 @@ def other_seconds(architecture: Architecture, profile: Profile, context: int, it
 
 
 def decode_seconds(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
+    architecture: Described, formats: Mapping[str, SiteFormat], profile: Profile, context: int, item_bytes: int
 ) -> float:
     """Predicted seconds a token with `context` tokens in the cache."""
     products = sum(

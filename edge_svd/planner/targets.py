@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from edge_svd.architectures import EMBEDDING, Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.errors import InputError
 from edge_svd.files import format_size
@@ -72,7 +73,7 @@ class Targets:
 class Setting:
     """The model's shape, the device and the load that predictions are made for."""
 
-    architecture: Architecture
+    architecture: Described
     profile: Profile
     load: Load
 
@@ -110,7 +111,7 @@ class Setting:
     def resident_bytes(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to the peak of a full context."""
         site, costs = self.sites[name], self.profile.memory
-        if name == EMBEDDING:
+        if site.type == "embedding":
             return table_bytes(self.architecture, site.shape, fmt, costs, self.load)
         return matrix_bytes(site.shape, fmt, costs)
 
