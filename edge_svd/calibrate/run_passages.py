@@ -93,6 +93,6 @@ def _tensors(moments: PassageMoments, frequency: torch.Tensor) -> dict[str, Call
         found[f"out.{site.name}"] = strips(moments.c_out, site.name)
         found[f"noise.{site.name}"] = partial(_share, moments, site.name)
     found["token.frequency"] = lambda: frequency.double()
-    # What an encoder would read next is not its own to say: all tokens alike.
-    found["head.variance"] = lambda: torch.full_like(frequency.double(), 1 / len(frequency))
+    # A decoder's own predictions say which tokens a short text lacks; of an encoder, the text is all that is known.
+    found["head.variance"] = lambda: frequency.double()
     return found

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edge_svd import companions as companion_files
+from edge_svd import demo
 from edge_svd.architectures import Site
 from edge_svd.checkpoint import NUMPY_DTYPES
 from edge_svd.encoders import companions as encoder_files
@@ -87,17 +88,30 @@ def encoder_family(name: str) -> bool:
     path = Path(name).expanduser()
     if path.is_dir():
         found = path / "config.json"
-    elif not name.strip() or path.exists() or path.suffix == ".gguf" or name.count("/") != 1 or name[0] in "./~":
+    elif not name.strip() or name == demo.NAME or path.exists() or path.suffix.lower() == ".gguf":
         return False
-    elif not hub_resolves():
-        return False
+    elif name[0] in "./~" or name.count("/") > 1:
+        return False  # no hub id
     else:
-        with quiet():
-            found = _file(name, None, "config.json")
+        found = _hub_config(name)
     try:
         return companion_files.read_object(found).get("model_type") in FAMILIES
     except InputError:
         return False  # what is wrong with it is said where it is opened
+
+
+def _hub_config(name: str) -> Path:
+    """The config.json of a hub id, from the cache where the hub is out of reach; a path that does not exist if none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if hub_resolves():
+        with quiet():
+            return _file(name, None, "config.json")
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no valid hub id
+        cached = None
+    return Path(cached) if isinstance(cached, str) else Path("none")
 
 
 def open_encoder(name: str) -> OpenedEncoder:
@@ -107,9 +121,10 @@ def open_encoder(name: str) -> OpenedEncoder:
     path = Path(name).expanduser()
     folder = path if path.is_dir() else None
     where = f"The model folder {name}" if folder else f"The model {name!r}"
+    offline = folder is None and not hub_resolves()
     with quiet():
         with _one_sentence(f"{where} cannot be opened"):
-            config = AutoConfig.from_pretrained(folder or name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder or name, trust_remote_code=False, local_files_only=offline)
         sentences = sentence_config(lambda file: _file(name, folder, file), where)
         architecture = encoder_of(config, pooling=sentences.pooling, max_tokens=sentences.max_tokens)
         tokenizer = _tokenizer(name, where, folder)

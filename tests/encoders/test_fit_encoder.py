@@ -185,6 +185,19 @@ def test_only_encoders_are_opened_as_such(tiny_bert: Path, tiny_model: Path, tmp
         open_model(str(tiny_bert))
 
 
+def test_hub_ids_are_told_apart_by_their_config(
+    tiny_bert: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {"owner/encoder": tiny_bert, "decoder": tiny_model}
+    monkeypatch.setattr("edge_svd.encoders.opened.hub_resolves", lambda: True)
+    monkeypatch.setattr(
+        "edge_svd.encoders.opened._file", lambda name, _, file: folders.get(name, tiny_bert / "no") / file
+    )
+    assert encoder_family("owner/encoder") and not encoder_family("decoder") and not encoder_family("owner/none")
+    monkeypatch.setattr("edge_svd.encoders.opened.hub_resolves", lambda: False)
+    assert not encoder_family("owner/encoder")  # and it is not in the cache
+
+
 def test_description_survives_json_and_refuses_the_rest(tiny_bert: Path) -> None:
     encoder = open_encoder(str(tiny_bert)).architecture
     assert Encoder.from_json(json.loads(canonical_json(encoder.to_json()))) == encoder
