@@ -94,5 +94,5 @@ def _tensors(moments: PassageMoments, frequency: torch.Tensor) -> dict[str, Call
         found[f"noise.{site.name}"] = partial(_share, moments, site.name)
     found["token.frequency"] = lambda: frequency.double()
     # A decoder's own predictions say which tokens a short text lacks; of an encoder, the text is all that is known.
-    found["head.variance"] = lambda: frequency.double()
+    found["head.variance"] = lambda: frequency.double().clone()
     return found
