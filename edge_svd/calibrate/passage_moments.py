@@ -24,6 +24,13 @@ from edge_svd.encoders.architecture import WORDS, Encoder
 from edge_svd.encoders.pooling import PADDING, hidden_states, pooled
 from edge_svd.errors import Failure
 
+UNSEEN_SHARE = 0.075
+"""Of all text, in words that calibration text may lack: 2.6% of C4 and 2.8% of WikiText-2 are in the eleven thousand
+tokens of BERT that 390,000 tokens of Wikipedia do not hold, out of thirty thousand."""
+
+TRUSTED = 8
+"""Times that a token has to be seen for its own ‖g‖² to count as much as that of others as rare."""
+
 BATCH = 16
 """Passages of like length that run together."""
 
@@ -91,7 +98,8 @@ def batches(passages: torch.Tensor, size: int = BATCH) -> Iterator[torch.Tensor]
 
 class PassageMoments:
     """Sums over passages: `inputs` of Gᵀ G, `outputs` of G Gᵀ by matrix, `apart` of ‖g‖² ‖x‖² over single tokens, and
-    `words` of g gᵀ at the looked-up rows, whose errors differ from token to token."""
+    `words` of g gᵀ at the looked-up rows, whose errors differ from token to token; by token `power` of ‖g‖² there, and
+    how often it was `seen`."""
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
@@ -100,6 +108,8 @@ class PassageMoments:
         self.outputs = {site.name: torch.zeros(site.shape[0], site.shape[0]) for site in self.inner}
         self.apart = {site.name: 0.0 for site in self.inner}
         self.words = torch.zeros(encoder.hidden_size, encoder.hidden_size)
+        self.power = torch.zeros(encoder.vocab_size, dtype=torch.float64)
+        self.seen = torch.zeros(encoder.vocab_size, dtype=torch.float64)
         self.passages = 0
         self.tokens = 0
 
@@ -120,6 +130,10 @@ class PassageMoments:
         def words(g: torch.Tensor) -> None:
             rows = g.flatten(0, 1)
             self.words.addmm_(rows.T, rows)
+            kept = passages.flatten() != PADDING
+            ids, powers = passages.flatten()[kept], rows.square().sum(1)[kept]
+            self.power.index_add_(0, ids, powers.double())
+            self.seen += torch.bincount(ids, minlength=len(self.seen))
 
         with watching_passages(model, self.inner, seen):
             pull_back_signs(model, self.encoder, passages, signs, words)
@@ -133,6 +147,25 @@ class PassageMoments:
     def c_out(self, name: str) -> torch.Tensor:
         """[m, m] float32, per passage; of the table of words [hidden, hidden], summed over a passage's tokens."""
         return (self.words if name == WORDS else self.outputs[name]) / self.passages
+
+    def word_shares(self, frequency: torch.Tensor) -> torch.Tensor:
+        """Each token's share, float64 [vocabulary], of what errors in the table of words lose.
+
+        Not its frequency alone: what an embedding says, it owes to rare words more than to articles and commas. A
+        token's own ‖g‖² is trusted as far as it was seen, that of tokens about as rare otherwise; what the text lacks
+        counts too.
+        """
+        smooth = (1 - UNSEEN_SHARE) * frequency.double() + UNSEEN_SHARE / len(frequency)
+        rarity = (smooth / smooth.min()).log2().long()
+        powers = torch.zeros(int(rarity.max()) + 1, dtype=torch.float64).index_add_(0, rarity, self.power)
+        counts = torch.zeros(len(powers), dtype=torch.float64).index_add_(0, rarity, self.seen)
+        mean = float(self.power.sum() / self.seen.sum())
+        for level in reversed(range(len(powers))):
+            # From frequent to rare: a level that was hardly seen takes over what is known of the one above it.
+            mean = float((powers[level] + TRUSTED * mean) / (counts[level] + TRUSTED))
+            powers[level] = mean
+        expected = (self.power + TRUSTED * powers[rarity]) / (self.seen + TRUSTED)
+        return smooth * expected / (smooth * expected).sum()
 
     def noise_share(self, name: str) -> float:
         """What errors that differ from token to token lose, as a share of what the same ones lose in all tokens."""

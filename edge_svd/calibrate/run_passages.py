@@ -20,7 +20,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, writing
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
-VERSION = 1
+VERSION = 2
 """Of the estimator."""
 
 
@@ -92,7 +92,7 @@ def _tensors(moments: PassageMoments, frequency: torch.Tensor) -> dict[str, Call
         found[f"in.{site.name}"] = strips(moments.c_in, site.name)
         found[f"out.{site.name}"] = strips(moments.c_out, site.name)
         found[f"noise.{site.name}"] = partial(_share, moments, site.name)
-    found["token.frequency"] = lambda: frequency.double()
-    # A decoder's own predictions say which tokens a short text lacks; of an encoder, the text is all that is known.
-    found["head.variance"] = lambda: frequency.double().clone()
+    # What a decoder predicts next is a second opinion on its text; an encoder has none.
+    for name in ("token.frequency", "head.variance"):
+        found[name] = lambda: moments.word_shares(frequency)
     return found

@@ -8,8 +8,8 @@ A folder with `statistics.json` (what they were computed from) and three folders
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
 Of an encoder (`passage_moments`) `in.` goes by site too, of trace one, `out.` is per passage in units of 1 - cosine,
-`noise.<site>` [1] is what errors that differ from token to token lose as a share of equal ones, and `head.variance` is
-the frequency once more.
+`noise.<site>` [1] is what errors that differ from token to token lose as a share of equal ones, `token.frequency` is
+each token's share in what errors of the table of words lose, and `head.variance` the same.
 
 `gradients` (where a first-order allocation asks for them) with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on
 windows that the moments did not see, and `held_out` with `ids` int64 [count, window], those windows, for checking

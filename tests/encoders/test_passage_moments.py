@@ -94,6 +94,27 @@ def test_words_are_those_of_the_exact_jacobian(opened: OpenedEncoder) -> None:
     assert torch.allclose(moments.c_out(WORDS).double(), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
 
 
+def test_rare_words_count_by_what_they_move(opened: OpenedEncoder) -> None:
+    passages = two_passages(opened)
+    moments = with_all_signs(opened, passages)
+    power = torch.zeros(opened.architecture.vocab_size, dtype=torch.float64)
+    for row in passages:
+        ids = row[row != PADDING]
+        _, jacobian = exact(opened, ids, WORDS)
+        power.index_add_(0, ids, jacobian.double().square().sum((0, 2)) * 64)
+    assert torch.allclose(moments.power, power, rtol=1e-3, atol=1e-5 * float(power.max()))
+    assert moments.seen.tolist() == [64.0 * float((passages == token).sum()) for token in range(len(power))]
+    frequency = torch.zeros_like(power)
+    frequency[[2, 3, 10, 11]] = torch.tensor([0.4, 0.4, 0.15, 0.05], dtype=torch.float64)
+    shares = moments.word_shares(frequency)
+    assert float(shares.sum()) == pytest.approx(1)
+    assert (shares > 0).all()  # what the text lacks counts too
+    # Seen often, a token counts by its own gradients.
+    own = power / moments.seen
+    ratio = float(shares[10] / shares[11])
+    assert ratio == pytest.approx(float(own[10] / own[11]) * 0.15 / 0.05, rel=0.25)
+
+
 def test_metrics_predict_small_errors(opened: OpenedEncoder) -> None:
     """½ E⟨G, E⟩² is 1 - cosine of a small error: by signs, and by the metrics where an error has no direction."""
     name = SITES[1]
