@@ -12,12 +12,15 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from edge_svd import learned
 from edge_svd.errors import InputError
 from edge_svd.layouts import HEAD, Layout, layout_of
 from edge_svd.rotary import GLOBAL, LOCAL, NO_ROTARY, rotary_of
+
+if TYPE_CHECKING:
+    from edge_svd.described import Described
 
 SUPPORTED = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
@@ -123,8 +126,10 @@ class Site:
     bias: bool
 
 
-def sites_of(architecture: Architecture) -> tuple[Site, ...]:
+def sites_of(architecture: Described) -> tuple[Site, ...]:
     """Every matrix in forward order, the embedding first and the head last; a tied head points to the embedding."""
+    if not isinstance(architecture, Architecture):
+        return architecture.sites
     a = architecture
     q, kv, mlp = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim, a.intermediate_size
     attention = {"qkv": q + 2 * kv} if a.fused_qkv else {"q": q, "k": kv, "v": kv}

@@ -22,7 +22,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described, described
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json, writing
 from edge_svd.formats import SiteFormat, tensors
@@ -48,7 +49,7 @@ class Checkpoint:
     """An opened checkpoint; tensors are read from the file one at a time."""
 
     path: Path
-    architecture: Architecture
+    architecture: Described
     formats: Mapping[str, SiteFormat]
     plan: Mapping[str, Any]
     source: Mapping[str, str]
@@ -64,7 +65,7 @@ class Checkpoint:
                 f"The checkpoint {path} has an unknown format version; this edge-svd reads version {FORMAT}."
             )
         try:
-            architecture = Architecture.from_json(manifest["architecture"])
+            architecture = described(manifest["architecture"])
             formats = {name: SiteFormat.from_json(value) for name, value in manifest["formats"].items()}
             plan, source = dict(manifest["plan"]), dict(manifest["source"])
         except (KeyError, AttributeError, TypeError) as error:
@@ -134,7 +135,7 @@ def has_weights(folder: Path, stem: str) -> bool:
 
 def finish_checkpoint(
     path: Path,
-    architecture: Architecture,
+    architecture: Described,
     formats: Mapping[str, SiteFormat],
     plan: Mapping[str, Any],
     source: Mapping[str, str],
@@ -158,7 +159,7 @@ def finish_checkpoint(
 
 def write_checkpoint(
     path: Path,
-    architecture: Architecture,
+    architecture: Described,
     formats: Mapping[str, SiteFormat],
     plan: Mapping[str, Any],
     source: Mapping[str, str],

@@ -119,6 +119,20 @@ def fit(
         "refine": refine or None,
     }
     options = resolve(given, recipe, out)
+    if options.encoder:
+        from edge_svd.fit_encoder import fit_encoder
+        from edge_svd.report.encoder_summary import encoder_summary
+
+        made = fit_encoder(
+            options.model,
+            options.out,
+            options.targets,
+            options.calibration,
+            options.planning,
+            force=force,
+            threads=threads,
+        )
+        return Output(json).result(made.to_json(), lambda: encoder_summary(made))
     from edge_svd.fit import fit as run_fit
 
     result = run_fit(
@@ -133,7 +147,7 @@ def fit(
     from edge_svd.report.fit_summary import fit_summary
 
     Output(json).result(result.to_json(), lambda: fit_summary(result))
-    result.require_memory()
+    return result.require_memory()
 
 
 @app.command()
@@ -141,18 +155,29 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The statistics folder to write.")],
     calibration: Sources = None,
-    calibration_windows: Windows = 128,
-    calibration_window: Window = 512,
+    calibration_windows: Annotated[
+        int | None, typer.Option("--calibration-windows", min=1, help="Calibration windows (128), or passages (1024).")
+    ] = None,
+    calibration_window: Annotated[
+        int | None, typer.Option("--calibration-window", min=2, help="Tokens a window (512), or a passage (128).")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Run text through the model once and keep the second moments that planning needs."""
     workstation()
-    from edge_svd.models import open_model
-    from edge_svd.steps import Calibration, run_calibration
+    from edge_svd.opening import open_any
+    from edge_svd.steps import run_calibration, usual_calibration
 
-    options = Calibration(tuple(calibration or ("self",)), calibration_windows, calibration_window, seed)
-    statistics, _ = run_calibration(open_model(model), options, out)
+    usual = usual_calibration(model)
+    options = replace(
+        usual,
+        sources=tuple(calibration or usual.sources),
+        windows=calibration_windows or usual.windows,
+        window=calibration_window or usual.window,
+        seed=seed,
+    )
+    statistics, _ = run_calibration(open_any(model), options, out)
     result = {"statistics": str(out), "tokens": statistics.tokens, "key": dict(statistics.key)}
     Output(json).result(result, lambda: f"{out}: statistics of {statistics.tokens} tokens")
 
@@ -180,7 +205,7 @@ def plan(
     from edge_svd.calibrate.statistics import Statistics
     from edge_svd.files import atomic_write
     from edge_svd.fit_options import targets_of
-    from edge_svd.models import open_model
+    from edge_svd.opening import open_any
     from edge_svd.planner.plan import refuse_foreign
     from edge_svd.report.plan_table import plan_table
     from edge_svd.steps import Planning, run_plan, run_survey
@@ -192,7 +217,7 @@ def plan(
     refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()
-    opened = open_model(model)
+    opened = open_any(model)
     made = run_plan(opened, statistics, run_survey(opened, statistics, options), options, targets)
     atomic_write(out, made.to_bytes())
     Output(json).result({"path": str(out), "plan": made.to_json()}, lambda: plan_table(made.to_json()))
@@ -211,13 +236,13 @@ def compress(
     workstation()
     from edge_svd.calibrate.statistics import Statistics
     from edge_svd.compress import compress as run_compress
-    from edge_svd.models import open_model
+    from edge_svd.opening import open_any
     from edge_svd.planner.plan import Plan
     from edge_svd.progress import step
     from edge_svd.steps import check_plan
 
     chosen, statistics = Plan.read(plan), Statistics.open(stats)
-    opened = open_model(model)
+    opened = open_any(model)
     check_plan(opened, chosen)
     with step("Compressing") as tick:
         checkpoint = run_compress(opened, chosen, statistics, out, force=force, progress=tick)
@@ -253,16 +278,32 @@ def export(
 def evaluate(
     target: Annotated[str, typer.Argument(help="A bundle, or a model.")],
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text file, plain or .gz.")],
-    window: Annotated[int, typer.Option("--window", min=2, help="Tokens a window.")] = 512,
-    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows, from the start of the text.")] = 64,
+    window: Annotated[
+        int | None, typer.Option("--window", min=2, help="Tokens a window (512); of an encoder's passage at most.")
+    ] = None,
+    windows: Annotated[
+        int | None, typer.Option("--windows", min=1, help="Windows from the start (64); lines of an encoder's text.")
+    ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="Dense model for KL(reference || target).")
+        str | None, typer.Option("--reference", help="Dense model for KL(reference || target), or the cosine to it.")
     ] = None,
     threads: Threads = 2,
     json: Json = False,
 ) -> None:
-    """Perplexity on a text, and KL to a reference model."""
+    """Perplexity on a text, and KL to a reference model; of an encoder, the cosine to the reference on every line."""
     from edge_svd.report.figures import score_line
+    from edge_svd.runtime.commands import is_encoder
+
+    if is_encoder(target):
+        workstation()
+        from edge_svd.evaluate.cosine import evaluate_encoder
+        from edge_svd.report.encoder_summary import cosine_line
+
+        found = evaluate_encoder(
+            target, text, reference=reference, longest=window, count=windows, threads=threads
+        ).to_json()
+        return Output(json).result(found, lambda: cosine_line(found))
+    window, windows = window or 512, windows or 64
 
     if deciding_target(target) and reference is None:
         from edge_svd.runtime.commands import evaluate as run_evaluate
@@ -276,7 +317,7 @@ def evaluate(
         result = evaluate_target(
             target, text, window=window, windows=windows, reference=reference, threads=threads
         ).to_json()
-    Output(json).result(result, lambda: score_line(result))
+    return Output(json).result(result, lambda: score_line(result))
 
 
 @app.command()
@@ -352,9 +393,12 @@ def run(
     threads: Threads = 2,
     json: Json = False,
 ) -> None:
-    """Continue a prompt, streaming."""
+    """Continue a prompt, streaming; the bundle of a sentence encoder prints the prompt's embedding as JSON."""
+    from edge_svd.runtime.commands import embed, is_encoder
     from edge_svd.runtime.commands import run as run_bundle
 
+    if is_encoder(bundle) and not chat:
+        return Output(True).result({"embedding": embed(bundle, prompt, threads=threads)}, str)
     pieces = run_bundle(
         bundle,
         prompt,
@@ -366,7 +410,7 @@ def run(
         threads=threads,
         template=chat,
     )
-    Output(json).stream(pieces)
+    return Output(json).stream(pieces)
 
 
 @app.command()

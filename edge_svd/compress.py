@@ -25,6 +25,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
 from edge_svd.formats import MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
+from edge_svd.opening import Opened
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.generators import SiteContext, corrected
 from edge_svd.planner.generators.pivoted import rounded
@@ -43,7 +44,7 @@ PARTIAL_KEY = "key.json"
 
 
 def compress(
-    opened: OpenedModel,
+    opened: Opened,
     plan: Plan,
     statistics: Statistics,
     out: Path,
@@ -89,7 +90,7 @@ def compress(
         else:
             done += len(sites)
     rest = opened.other_tensors()
-    if plan.kv_cache == "int8":
+    if plan.kv_cache == "int8" and isinstance(opened, OpenedModel):
         scales = rounded_cache(opened, statistics).scales
         rest |= {name: scale.numpy() for name, scale in scales.items()}
     save_weights(partial, "rest", rest)
@@ -109,7 +110,7 @@ def is_of(path: Path, plan: Plan) -> bool:
 
 
 def compressed(
-    opened: OpenedModel,
+    opened: Opened,
     plan: Plan,
     statistics: Statistics,
     out: Path,
@@ -124,7 +125,7 @@ def compressed(
     return compress(opened, plan, statistics, out, force=True, progress=progress, finished=finished)
 
 
-def _arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics, finished: Checkpoint | None) -> Arrays:
+def _arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics, finished: Checkpoint | None) -> Arrays:
     """Of one matrix: read where it is finished, made otherwise."""
     fmt = plan.sites[site.name].format
     if finished is None or finished.formats[site.name].stored != fmt.stored:
@@ -142,7 +143,7 @@ def _start(partial: Path, key: bytes) -> None:
             atomic_write(partial / PARTIAL_KEY, key)
 
 
-def site_arrays(opened: OpenedModel, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
+def site_arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
     """The stored tensors of one matrix, by full name."""
     module = opened.model.get_submodule(site.name)
     weight = module.weight.detach().float()

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edge_svd.devices import load_profile
+from edge_svd.encoders.opened import encoder_family
 from edge_svd.errors import InputError
 from edge_svd.files import format_size, parse_size
 from edge_svd.planner.targets import Targets
 from edge_svd.recipe import load_recipe
 from edge_svd.recipe_check import check_recipe
-from edge_svd.steps import Calibration, Planning, steps_of
+from edge_svd.steps import Calibration, Planning, steps_of, usual_calibration
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class FitOptions:
     targets: Targets
     calibration: Calibration
     planning: Planning
+    encoder: bool = False
+    """Whether the model embeds sentences instead of writing text."""
 
 
 def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> FitOptions:
@@ -39,7 +42,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
     targets = targets_of(options)
     if out is None:
         raise InputError("`fit` needs to know where to write the bundle: give -o OUT.")
-    calibration, planning = Calibration(), Planning()
+    calibration, planning = usual_calibration(options["model"]), Planning()
     seed = options.get("seed", calibration.seed)
     if not 0 <= seed < 2**32:
         raise InputError(f"The seed {seed} must lie between 0 and {2**32 - 1}.")
@@ -65,6 +68,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             refine=options.get("refine", planning.refine),
             kv_cache=options.get("kv_cache", planning.kv_cache),
         ),
+        encoder=encoder_family(options["model"]),
     )
 
 

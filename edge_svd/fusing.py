@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.formats import SiteFormat, padded
 
 
@@ -44,7 +45,7 @@ def together(
     return [tuple(group) for group in found.values()]
 
 
-def siblings_of(architecture: Architecture) -> list[tuple[Site, ...]]:
+def siblings_of(architecture: Described) -> list[tuple[Site, ...]]:
     """The matrices of every layer that read the same input, where there are several."""
     found: dict[str, list[Site]] = {}
     for site in sites_of(architecture):
@@ -53,13 +54,13 @@ def siblings_of(architecture: Architecture) -> list[tuple[Site, ...]]:
     return [tuple(group) for group in found.values() if len(group) > 1]
 
 
-def fused(architecture: Architecture, formats: Mapping[str, SiteFormat]) -> list[tuple[Site, ...]]:
+def fused(architecture: Described, formats: Mapping[str, SiteFormat]) -> list[tuple[Site, ...]]:
     """Every set of matrices of a model that becomes one product."""
     groups = [group for siblings in siblings_of(architecture) for group in together(siblings, formats)]
     return [group for group in groups if len(group) > 1]
 
 
-def merges(architecture: Architecture, formats: Mapping[str, SiteFormat]) -> int:
+def merges(architecture: Described, formats: Mapping[str, SiteFormat]) -> int:
     """How many matrices of a model are computed in the product of another one."""
     return sum(len(group) - 1 for group in fused(architecture, formats))
 

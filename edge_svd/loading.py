@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_svd.architectures import Site, norms_of
+from edge_svd.architectures import Architecture, Site, norms_of
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.conv1d import without_conv1d
+from edge_svd.encoders.architecture import Encoder
+from edge_svd.encoders.loading import place_tables
 from edge_svd.factored import FactoredLinear
 from edge_svd.formats import BLOCKED, CODED, PIVOTED, PLANES
 from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
@@ -29,6 +31,8 @@ def load(path: Path | str) -> Any:
 
     checkpoint = Checkpoint.open(path)
     config = AutoConfig.from_pretrained(checkpoint.path / "companions", local_files_only=True)
+    if isinstance(checkpoint.architecture, Encoder):
+        return _encoder(checkpoint, config, checkpoint.architecture)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     attention = "eager" if checkpoint.architecture.attention_softcap else "sdpa"
@@ -36,10 +40,11 @@ def load(path: Path | str) -> Any:
     for site in checkpoint.sites:
         if not site.tied_to:
             _place(model, checkpoint, site)
-    if checkpoint.architecture.tied_embeddings:
-        model.lm_head.weight = model.get_submodule(checkpoint.architecture.layout.embedding).weight
+    architecture = checkpoint.architecture
+    if architecture.tied_embeddings:
+        model.lm_head.weight = model.get_submodule(architecture.layout.embedding).weight
     offset = np.float32(1.0 if checkpoint.architecture.family.startswith("gemma") else 0.0)
-    for name in norms_of(checkpoint.architecture):
+    for name in norms_of(architecture):
         _set(model, name, torch.from_numpy(checkpoint.tensor(name) - offset))
     if checkpoint.architecture.learned_positions:
         names = checkpoint.architecture.layout
@@ -47,6 +52,18 @@ def load(path: Path | str) -> Any:
         # Rows before that of position 0 belong to padding, which nothing attends to.
         _set(model, f"{names.positions}.weight", torch.nn.functional.pad(table, (0, 0, names.first_position, 0)))
     return _with_buffers(model, config, checkpoint)
+
+
+def _encoder(checkpoint: Checkpoint, config: Any, encoder: Encoder) -> Any:
+    from transformers import BertModel
+
+    with torch.device("meta"):
+        model = BertModel(config, add_pooling_layer=False)
+    model.set_attn_implementation("sdpa")
+    for site in checkpoint.sites:
+        _place(model, checkpoint, site)
+    place_tables(model, checkpoint, encoder)
+    return model.eval()
 
 
 def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
@@ -151,7 +168,7 @@ def _with_buffers(model: Any, config: Any, checkpoint: Checkpoint) -> Any:
                     module.register_buffer(key, frequencies.clone(), persistent=False)
                 elif leaf == "attn" and key in ("bias", "masked_bias"):
                     module.register_buffer(key, _mask(key, buffer), persistent=False)
-                elif key == "embed_scale":
+                elif key == "embed_scale" and isinstance(checkpoint.architecture, Architecture):
                     module.register_buffer(
                         key, torch.tensor(checkpoint.architecture.embedding_multiplier), persistent=False
                     )

@@ -15,18 +15,22 @@ from edge_svd.allocate import allocation
 from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import Estimator
 from edge_svd.calibrate.generate import has_bfloat16
+from edge_svd.calibrate.passages import PassageText, passages_from
 from edge_svd.calibrate.run import calibrate, statistics_key
+from edge_svd.calibrate.run_passages import calibrate_passages, passage_key
 from edge_svd.calibrate.sources import parse_source
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
 from edge_svd.devices import DEFAULT, load_profile
+from edge_svd.encoders.opened import OpenedEncoder, encoder_family
 from edge_svd.errors import BudgetError, InputError
 from edge_svd.export.documents import context_length
 from edge_svd.export.size import exact_sizes
 from edge_svd.files import cache_folder
 from edge_svd.formats import KV_CACHES
 from edge_svd.models import OpenedModel
+from edge_svd.opening import Opened
 from edge_svd.planner.draft import SizeOf, sized
 from edge_svd.planner.kv_cache import RoundedCache, rounded_cache
 from edge_svd.planner.make import make_plan
@@ -46,6 +50,9 @@ AUTO, EXACT = "auto", "float32"
 
 WORTHWHILE = 0.1
 """Share of a plan's loss that rounding the KV cache may take without a plan with an exact one being made as well."""
+
+ENCODER_LOSS = "1 - cosine"
+"""What stands for the KL in plans of encoders: of the embeddings to the dense model's, mean over passages."""
 
 SECONDS_A_STEP = 2.0
 """What a step counts as when minutes become steps: SmolLM2 with windows of 512 on two cores."""
@@ -82,6 +89,15 @@ class Calibration:
     estimator: Estimator = field(default_factory=lambda: Estimator(precision=fast_precision()))
 
 
+ENCODER_CALIBRATION = Calibration(windows=1024, window=128)
+"""What is usual for an encoder, in passages and tokens; its source has to be named."""
+
+
+def usual_calibration(model: str) -> Calibration:
+    """The options of calibration where none are given, for a MODEL of the command line."""
+    return ENCODER_CALIBRATION if encoder_family(model) else Calibration()
+
+
 @dataclass(frozen=True)
 class Planning:
     """What the planner may choose from, and how it prices; `resident`: for targets of memory or speed too, which
@@ -116,9 +132,12 @@ class Planning:
         _ = self.families
 
 
-def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationText:
-    """The calibration windows; text that the model writes itself is kept in the cache."""
+def calibration_text(opened: Opened, options: Calibration) -> CalibrationText:
+    """The calibration windows, of an encoder passages; text that the model writes itself is kept in the cache."""
     sources = [parse_source(text) for text in options.sources]
+    if isinstance(opened, OpenedEncoder):
+        with step("Calibration text"):
+            return passages_from(sources, opened, longest=options.window, count=options.windows, seed=options.seed)
     with step("Calibration text") as tick:
         text = windows_from(
             sources,
@@ -134,7 +153,7 @@ def calibration_text(opened: OpenedModel, options: Calibration) -> CalibrationTe
 
 
 def run_calibration(
-    opened: OpenedModel, options: Calibration, out: Path | None = None, *, gradients: bool = True
+    opened: Opened, options: Calibration, out: Path | None = None, *, gradients: bool = True
 ) -> tuple[Statistics, CalibrationText]:
     """Statistics for the model: from `out` or the cache where they exist, otherwise collected now.
 
@@ -144,6 +163,9 @@ def run_calibration(
     """
     text = calibration_text(opened, options)
     shape = (int(text.ids.shape[0]), int(text.ids.shape[1]))
+    if isinstance(opened, OpenedEncoder):
+        assert isinstance(text, PassageText)
+        return _calibrate_encoder(opened, text, options, out), text
     key = statistics_key(
         opened.digest, opened.tokenizer_digest, text.source_digest, shape, options.seed, options.estimator
     )
@@ -155,7 +177,17 @@ def run_calibration(
         ), text
 
 
-def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -> Survey:
+def _calibrate_encoder(opened: OpenedEncoder, text: PassageText, options: Calibration, out: Path | None) -> Statistics:
+    """Statistics of an encoder: first-order scores are not made for these."""
+    shape = (int(text.ids.shape[0]), int(text.ids.shape[1]))
+    key = passage_key(opened.digest, opened.tokenizer_digest, text.source_digest, shape, options.seed)
+    folder = out if out is not None else cache_folder() / "statistics" / cache_key(key)
+    passages = torch.from_numpy(text.ids)
+    with step("Calibration") as tick:
+        return calibrate_passages(opened.model, opened.architecture, passages, text.frequency, key, folder, tick)
+
+
+def run_survey(opened: Opened, statistics: Statistics, options: Planning) -> Survey:
     """Prices of all candidates, kept beside the statistics."""
     options.check()
     context_length(opened.architecture, options.context)
@@ -173,17 +205,17 @@ def run_survey(opened: OpenedModel, statistics: Statistics, options: Planning) -
         )
 
 
-def run_plan(
-    opened: OpenedModel, statistics: Statistics, prices: Survey, options: Planning, targets: Targets | int
-) -> Plan:
+def run_plan(opened: Opened, statistics: Statistics, prices: Survey, options: Planning, targets: Targets | int) -> Plan:
     """The best plan that meets the targets (a number is a size in bytes); BudgetError if there is none."""
     if not isinstance(targets, Targets):
         targets = Targets(targets)
     source = {"model": opened.name, "digest": opened.digest, "statistics": cache_key(statistics.key)}
+    if statistics.of_passages:
+        source["loss"] = ENCODER_LOSS
 
     def planned(kv_cache: str) -> Plan:
         setting = setting_of(opened, replace(options, kv_cache=kv_cache))
-        if kv_cache != EXACT:
+        if kv_cache != EXACT and isinstance(opened, OpenedModel):
             setting = replace(setting, cache_loss=_cache_of(opened, statistics).loss)
         return make_plan(
             prices,
@@ -214,7 +246,7 @@ def _cache_of(opened: OpenedModel, statistics: Statistics) -> RoundedCache:
         return rounded_cache(opened, statistics)
 
 
-def setting_of(opened: OpenedModel, options: Planning) -> Setting:
+def setting_of(opened: Opened, options: Planning) -> Setting:
     """What memory and speed of a plan of this model are predicted for, its KV cache exact where `options` leave that
     open; InputError on an unknown device or context."""
     context = context_length(opened.architecture, options.context)
@@ -224,7 +256,7 @@ def setting_of(opened: OpenedModel, options: Planning) -> Setting:
     return Setting(opened.architecture, load_profile(options.device), load)
 
 
-def check_plan(opened: OpenedModel, plan: Plan) -> None:
+def check_plan(opened: Opened, plan: Plan) -> None:
     """InputError unless a plan, which a person may have edited, is of this model and adds up to the byte."""
     plan.check(opened.sites)
     check_kernels(opened, plan)
@@ -243,7 +275,7 @@ def check_plan(opened: OpenedModel, plan: Plan) -> None:
         )
 
 
-def check_kernels(opened: OpenedModel, plan: Plan) -> None:
+def check_kernels(opened: Opened, plan: Plan) -> None:
     """InputError if the plan needs a kernel that the installed onnxruntime lacks."""
     for site in opened.sites:
         for product in () if site.tied_to else products(site.shape, plan.formats[site.name]):
@@ -255,7 +287,7 @@ def check_kernels(opened: OpenedModel, plan: Plan) -> None:
                 )
 
 
-def _size_of(opened: OpenedModel, context: int) -> SizeOf:
+def _size_of(opened: Opened, context: int) -> SizeOf:
     """Exact bytes of every file of the bundle that follows from a plan."""
     architecture = opened.architecture
     origin = {"model": opened.name, "digest": opened.digest}

@@ -140,6 +140,7 @@ def _changes(checkpoint: Checkpoint) -> dict[str, _Change]:
         for bits in COMPONENTS.get(fmt.kind, ()):
             if f"{site.name}.s{bits}" in checkpoint.names:
                 add(f"{site.name}.s{bits}", site.name, "a")
+    assert isinstance(checkpoint.architecture, Architecture)  # encoders are refused before
     for name in norms_of(checkpoint.architecture):
         module, _, tensor = name.rpartition(".")
         if tensor == "weight":

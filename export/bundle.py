@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_svd.architectures import Architecture
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import BundleError, InputError
 from edge_svd.export import documents
 from edge_svd.export.data import write_data
-from edge_svd.export.decoder import decoder
+from edge_svd.export.graphs import graphs_of
 from edge_svd.files import atomic_write, replace_folder, writing
 from edge_svd.runtime.bundle import is_bundle
 from edge_svd.runtime.schema import (
@@ -99,16 +100,16 @@ def write_bundle(
         )
     progress("graphs", 0.0)
     cache = documents.kv_cache(checkpoint.plan)
-    last, scoring = (
-        decoder(architecture, checkpoint.formats, context=length, every_position=every, biases=biases, cache=cache)
-        for every in (False, True)
-    )
+    graphs = graphs_of(architecture, checkpoint.formats, context=length, biases=biases, cache=cache)
     with writing(folder / WEIGHTS_NAME):
         files[WEIGHTS_NAME] = write_data(
-            folder / WEIGHTS_NAME, last.weights, checkpoint.tensor, lambda fraction: progress("weights", fraction)
+            folder / WEIGHTS_NAME,
+            graphs[MODEL_NAME].weights,
+            checkpoint.tensor,
+            lambda fraction: progress("weights", fraction),
         )
-    add(MODEL_NAME, last.model)
-    add(SCORING_NAME, scoring.model)
+    for name, graph in graphs.items():
+        add(name, graph.model)
     progress("companions", 0.0)
     for name, path in checkpoint.companions.items():
         if name in OURS:
@@ -117,9 +118,10 @@ def write_bundle(
             )
         with writing(path):
             add(name, documents.companion(name, path.read_bytes(), length))
-    generation = folder / documents.GENERATION
-    pad = documents.pad_token_id(generation.read_bytes() if generation.is_file() else b"", architecture)
-    add(documents.GENAI, documents.genai_config(architecture, length, pad))
+    if isinstance(architecture, Architecture):
+        generation = folder / documents.GENERATION
+        pad = documents.pad_token_id(generation.read_bytes() if generation.is_file() else b"", architecture)
+        add(documents.GENAI, documents.genai_config(architecture, length, pad))
     atomic_write(folder / MEASUREMENTS_NAME, pack_measurements({}))
     manifest = documents.manifest(architecture, length, checkpoint.source, checkpoint.plan, files)
     try:

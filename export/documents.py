@@ -8,6 +8,8 @@ from typing import Any
 
 import edge_svd
 from edge_svd.architectures import Architecture
+from edge_svd.described import Described
+from edge_svd.encoders.architecture import Encoder
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json
 from edge_svd.runtime.schema import MODEL_NAME, SCHEMA
@@ -22,7 +24,7 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 DEFAULT_CONTEXT = 2048
 
 
-def context_length(architecture: Architecture, context: int | None) -> int:
+def context_length(architecture: Described, context: int | None) -> int:
     """The bundle's longest context in tokens; InputError if it exceeds the model's."""
     if context is None:
         return min(DEFAULT_CONTEXT, architecture.max_position)
@@ -39,35 +41,53 @@ def kv_cache(plan: Mapping[str, Any]) -> str:
 
 
 def manifest(
-    architecture: Architecture,
+    architecture: Described,
     context: int,
     source: Mapping[str, str],
     plan: Mapping[str, Any],
     files: Mapping[str, tuple[int, str]],
 ) -> bytes:
     """edge_svd.json; `files` gives (bytes, sha256) of every other file but the measurements."""
-    a = architecture
-    model = {
-        "family": a.family,
-        "vocab_size": a.vocab_size,
-        "num_layers": a.num_layers,
-        "num_kv_heads": a.num_kv_heads,
-        "head_dim": a.head_dim,
-        "kv_dtype": kv_cache(plan),
-        "max_context": context,
-        "bos_token_id": a.bos_token_id,
-        "eos_token_ids": list(a.eos_token_ids),
-    }
     return canonical_json(
         {
             "schema": SCHEMA,
             "edge_svd": edge_svd.__version__,
             "source": {key: source[key] for key in ("model", "digest")},
-            "model": model,
+            "model": _encoder(architecture)
+            if isinstance(architecture, Encoder)
+            else _decoder(architecture, context, kv_cache(plan)),
             "plan": dict(plan),
             "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
         }
     )
+
+
+def _decoder(a: Architecture, context: int, cache: str) -> dict[str, Any]:
+    return {
+        "family": a.family,
+        "vocab_size": a.vocab_size,
+        "num_layers": a.num_layers,
+        "num_kv_heads": a.num_kv_heads,
+        "head_dim": a.head_dim,
+        "kv_dtype": cache,
+        "max_context": context,
+        "bos_token_id": a.bos_token_id,
+        "eos_token_ids": list(a.eos_token_ids),
+    }
+
+
+def _encoder(a: Encoder) -> dict[str, Any]:
+    """An encoder takes what its table of positions has, whatever context was asked for."""
+    return {
+        "kind": "encoder",
+        "family": a.family,
+        "vocab_size": a.vocab_size,
+        "num_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "max_context": a.max_position,
+        "pooling": a.pooling,
+        "pad_token_id": a.pad_token_id,
+    }
 
 
 def companion(name: str, data: bytes, context: int) -> bytes:

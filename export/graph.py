@@ -62,7 +62,8 @@ class Weight:
 class Builder:
     """Collects nodes and weights; equal constants and equal expressions on them are made once."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "decoder") -> None:
+        self.name = name
         self.nodes: list[ir.Node] = []
         self.weights: dict[str, Weight] = {}
         self.end = 0
@@ -150,7 +151,7 @@ class Builder:
             nodes=self.nodes,
             initializers=list(self._initializers.values()),
             opset_imports={"": OPSET, MICROSOFT: 1} | ({DOMAIN: 1} if self._functions else {}),
-            name="decoder",
+            name=self.name,
         )
         functions = [made.function(name) for name, made in self._functions.items()]
         proto = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION, producer_name="edge-svd", functions=functions))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_svd.architectures import Architecture
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import Failure, InputError
 from edge_svd.export.graph import Array
@@ -65,6 +66,8 @@ def prove(
 
         model = edge_svd.load(checkpoint)
     a = Checkpoint.open(checkpoint).architecture
+    if not isinstance(a, Architecture):
+        raise InputError(f"The checkpoint {checkpoint} is an encoder's, whose proof compares embeddings.")
     session = _session(Path(bundle_dir) / SCORING_NAME, threads)
     piece = max(1, LOGITS_BYTES // (4 * _COPIES * a.vocab_size))
     agreed, error, positions = 0, 0.0, 0

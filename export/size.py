@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import Any
 
 from edge_svd.architectures import Architecture
+from edge_svd.described import Described
 from edge_svd.export import documents
 from edge_svd.export.data import data_size
-from edge_svd.export.decoder import decoder
+from edge_svd.export.graphs import graphs_of
 from edge_svd.formats import SiteFormat
 from edge_svd.runtime.schema import (
     MANIFEST_NAME,
     MEASUREMENTS_BYTES,
     MEASUREMENTS_NAME,
     MODEL_NAME,
-    SCORING_NAME,
     WEIGHTS_NAME,
 )
 
@@ -24,7 +24,7 @@ _DIGEST = "0" * 64
 
 
 def exact_sizes(
-    architecture: Architecture,
+    architecture: Described,
     formats: Mapping[str, SiteFormat],
     companions: Mapping[str, bytes],
     source: Mapping[str, str],
@@ -39,15 +39,13 @@ def exact_sizes(
     """
     length = documents.context_length(architecture, context)
     chosen = tuple(sorted(formats.items(), key=lambda item: item[0]))
-    last, scoring, weights = _graph_sizes(architecture, chosen, length, biases, documents.kv_cache(plan))
-    pad = documents.pad_token_id(companions.get(documents.GENERATION, b""), architecture)
     sizes = {
         **{name: len(documents.companion(name, data, length)) for name, data in companions.items()},
-        MODEL_NAME: last,
-        SCORING_NAME: scoring,
-        WEIGHTS_NAME: weights,
-        documents.GENAI: len(documents.genai_config(architecture, length, pad)),
+        **_graph_sizes(architecture, chosen, length, biases, documents.kv_cache(plan)),
     }
+    if isinstance(architecture, Architecture):
+        pad = documents.pad_token_id(companions.get(documents.GENERATION, b""), architecture)
+        sizes[documents.GENAI] = len(documents.genai_config(architecture, length, pad))
     digests = {name: (size, _DIGEST) for name, size in sizes.items()}
     sizes[MANIFEST_NAME] = len(documents.manifest(architecture, length, source, plan, digests))
     sizes[MEASUREMENTS_NAME] = MEASUREMENTS_BYTES
@@ -56,16 +54,13 @@ def exact_sizes(
 
 @lru_cache(maxsize=64)  # a planner asks about the same formats again, with other numbers in the manifest
 def _graph_sizes(
-    architecture: Architecture,
+    architecture: Described,
     chosen: tuple[tuple[str, SiteFormat], ...],
     length: int,
     biases: frozenset[str],
     cache: str,
-) -> tuple[int, int, int]:
-    """Bytes of the graph of the last position, of that of every position, and of the weights that both read."""
-    formats = dict(chosen)
-    last, scoring = (
-        decoder(architecture, formats, context=length, every_position=every, biases=biases, cache=cache)
-        for every in (False, True)
-    )
-    return len(last.model), len(scoring.model), data_size(last.weights)
+) -> dict[str, int]:
+    """Bytes of every graph, and of the weights that all of them read."""
+    graphs = graphs_of(architecture, dict(chosen), context=length, biases=biases, cache=cache)
+    sizes = {name: len(graph.model) for name, graph in graphs.items()}
+    return sizes | {WEIGHTS_NAME: data_size(graphs[MODEL_NAME].weights)}

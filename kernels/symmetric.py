@@ -20,6 +20,16 @@ class SymmetricAccumulator:
         self.buffer = torch.zeros(self.layout.size, dtype=torch.float32, device=device)
         self._total = torch.zeros((), dtype=torch.float64, device=device)
 
+    @classmethod
+    def of(cls, matrix: torch.Tensor) -> SymmetricAccumulator:
+        """One that holds the upper half of a symmetric matrix [n, n] already, in fp32."""
+        made = cls(len(matrix), device=matrix.device)
+        for start in made.layout.starts:
+            strip = matrix[start : start + made.layout.rows(start), start:].reshape(-1)
+            offset = made.layout.offset(start)
+            made.buffer[offset : offset + len(strip)] = strip
+        return made
+
     @property
     def n(self) -> int:
         """Width of the matrix."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge_svd.runtime.commands import evaluate as evaluate
     from edge_svd.runtime.commands import inspect as inspect
     from edge_svd.runtime.commands import run as run
+    from edge_svd.runtime.embed import Embedder as Embedder
     from edge_svd.runtime.errors import BudgetError as BudgetError
     from edge_svd.runtime.errors import BundleError as BundleError
     from edge_svd.runtime.errors import EdgeSvdError as EdgeSvdError
@@ -40,6 +41,7 @@ _HOME = {
     "ChatTemplate": "chat",
     "Conversation": "commands",
     "EdgeSvdError": "errors",
+    "Embedder": "embed",
     "Failure": "errors",
     "InputError": "errors",
     "Manifest": "schema",

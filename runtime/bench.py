@@ -50,7 +50,7 @@ def bench(
         if value < 1:
             raise InputError(f"The number of {name} must be at least 1, not {value}.")
     opened = open_bundle(bundle)
-    limit = opened.manifest.model.max_context
+    limit = opened.manifest.decoder.max_context
     total = (capacity or min(DEFAULT_CONTEXT, limit)) if context is None else context
     if context is None and capacity is None:
         total = max(total, min(prompt_tokens + new_tokens, limit))

@@ -20,8 +20,6 @@ from edge_svd.runtime.schema import (
     MAX_MANIFEST_BYTES,
     MEASUREMENTS_BYTES,
     MEASUREMENTS_NAME,
-    MODEL_NAME,
-    SCORING_NAME,
     WEIGHTS_NAME,
     Manifest,
     unpack_measurements,
@@ -114,7 +112,7 @@ def open_bundle(path: Path | str, *, check_digests: bool = True) -> Bundle:
                 digest = hashlib.file_digest(handle, "sha256").hexdigest()
                 if digest != entry.sha256 or _fingerprint(os.fstat(handle.fileno())) != fingerprints[name]:
                     raise _damaged(path, name)
-    for name in (MODEL_NAME, SCORING_NAME):
+    for name in manifest.graphs:
         graph = _read_small(path, name, MAX_GRAPH_BYTES)
         check_external_data(graph, name=name, location=WEIGHTS_NAME, size=manifest.files[WEIGHTS_NAME].bytes)
     return Bundle(path, manifest, fingerprints)

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edge_svd.runtime.bundle import Bundle, open_bundle, read_measurements
+from edge_svd.runtime.bundle import Bundle, is_bundle, open_bundle, read_measurements
 from edge_svd.runtime.chat import ChatTemplate
-from edge_svd.runtime.errors import InputError
+from edge_svd.runtime.embed import Embedder
+from edge_svd.runtime.errors import BundleError, InputError
 from edge_svd.runtime.generate import generate
 from edge_svd.runtime.sampling import Sampler
+from edge_svd.runtime.schema import EncoderInfo
 from edge_svd.runtime.score import OnWindow, Score, perplexity
 from edge_svd.runtime.session import DEFAULT_CHUNK, SINKS, Session
 from edge_svd.runtime.text import read_text
@@ -43,6 +45,7 @@ def run(
     """
     sampler = Sampler(temperature, top_p, seed)
     opened = _opened(bundle)
+    _ = opened.manifest.decoder  # refuses an encoder before anything is loaded
     tokenizer = load_tokenizer(opened)
     if template:
         text = ChatTemplate.from_bundle(opened).render([{"role": "user", "content": prompt}])
@@ -78,6 +81,7 @@ class Conversation:
         """Load the model; InputError if it has no chat template."""
         self._sampler = Sampler(temperature, top_p, seed)
         opened = _opened(bundle)
+        _ = opened.manifest.decoder
         self._tokenizer = load_tokenizer(opened)
         self._template = ChatTemplate.from_bundle(opened)
         self._session = Session(opened, context=context, threads=threads)
@@ -158,6 +162,22 @@ class Conversation:
             self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
 
+def is_encoder(bundle: Path | str) -> bool:
+    """Whether the folder is the bundle of a sentence encoder; False for everything else, damaged bundles included."""
+    if not is_bundle(bundle):
+        return False
+    try:
+        return isinstance(open_bundle(bundle, check_digests=False).manifest.model, EncoderInfo)
+    except BundleError:
+        return False  # what is wrong with it is said where it is used
+
+
+def embed(bundle: Bundle | Path | str, text: str, *, threads: int | None = None) -> list[float]:
+    """The embedding of one text, of length one; InputError if the bundle is no sentence encoder."""
+    embedder = Embedder(bundle, threads=threads)
+    return [float(value) for value in embedder.embed([text])[0]]
+
+
 def evaluate(
     bundle: Bundle | Path | str,
     text: Path | str,
@@ -171,6 +191,7 @@ def evaluate(
     """Perplexity of a bundle on a text file (`.gz` too); see `score.perplexity`."""
     content = read_text(text)
     opened = _opened(bundle)
+    _ = opened.manifest.decoder
     ids = load_tokenizer(opened).encode(content)
     return perplexity(opened, ids, window=window, windows=windows, batch=batch, threads=threads, on_window=on_window)
 

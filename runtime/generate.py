@@ -36,7 +36,7 @@ def generate(
             f"{session.bundle.manifest.model.max_context})."
         )
     sampler = sampler or Sampler()
-    ends = frozenset(session.bundle.manifest.model.eos_token_ids if stop is None else stop)
+    ends = frozenset(session.bundle.manifest.decoder.eos_token_ids if stop is None else stop)
     return _tokens(session, ids, room if max_new_tokens is None else max_new_tokens, sampler, chunk, ends, first)
 
 

@@ -54,7 +54,7 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     there is no /proc.
     """
     opened = open_bundle(bundle)
-    context = min(CONTEXT, opened.manifest.model.max_context)
+    context = min(CONTEXT, opened.manifest.decoder.max_context)
     if context < SHORTEST_CONTEXT:
         raise InputError(
             f"A profile needs a bundle with a context of at least {SHORTEST_CONTEXT} tokens, not {context}."
@@ -71,7 +71,7 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     request = {"bundle": str(Path(bundle).absolute()), "threads": threads, "context": context}
     found = fresh_process("profile_worker", request)
     progress(total, total)
-    model = opened.manifest.model
+    model = opened.manifest.decoder
     products = graph_products(opened.read(MODEL_NAME))
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4
     cache_s = max((found["deep_s"] - found["shallow_s"]) / ((found["deep"] - found["shallow"]) * cache), 1e-15)

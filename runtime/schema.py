@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge_svd.runtime import strict_json
-from edge_svd.runtime.errors import BundleError, Failure
+from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.strict_json import JsonError
 
 SCHEMA = 1
@@ -21,6 +21,10 @@ SCORING_NAME = "model_scoring.onnx"
 WEIGHTS_NAME = "model.onnx.data"
 TOKENIZER_NAME = "tokenizer.json"
 REQUIRED_FILES = (MODEL_NAME, SCORING_NAME, WEIGHTS_NAME, TOKENIZER_NAME)
+"""Of a decoder; an encoder has no scoring graph."""
+
+ENCODER = "encoder"
+POOLINGS = ("mean", "cls")
 MAX_MANIFEST_BYTES = 16_000_000
 
 KV_DTYPES = ("float32", "int8")
@@ -61,6 +65,20 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class EncoderInfo:
+    """The same of a sentence encoder: texts of up to max_context tokens become vectors [hidden_size] of length one."""
+
+    family: str
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    max_context: int
+    pooling: str
+    pad_token_id: int
+    kind: str = ENCODER
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """One file of the folder: exact size and lower-case hex sha256."""
 
@@ -74,10 +92,35 @@ class Manifest:
 
     edge_svd: str
     source: Source
-    model: ModelInfo
+    model: ModelInfo | EncoderInfo
     plan: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     schema: int = SCHEMA
+
+    @property
+    def decoder(self) -> ModelInfo:
+        """What the runtime must know of a model that writes text; InputError if this one only embeds it."""
+        if isinstance(self.model, EncoderInfo):
+            raise InputError(
+                f"The bundle of {self.source.model} is a sentence encoder, which embeds text and writes none; use "
+                "edge_svd.runtime.Embedder, `edge-svd run` for the embedding of one text, or `edge-svd eval` with "
+                "--reference."
+            )
+        return self.model
+
+    @property
+    def encoder(self) -> EncoderInfo:
+        """What it must know of a sentence encoder; InputError if this is a model that writes text."""
+        if isinstance(self.model, ModelInfo):
+            raise InputError(
+                f"The bundle of {self.source.model} is a decoder, which has no sentence embedding; use `edge-svd run`."
+            )
+        return self.model
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs, all of which read the one weights file."""
+        return (MODEL_NAME,) if isinstance(self.model, EncoderInfo) else (MODEL_NAME, SCORING_NAME)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -112,17 +155,20 @@ class Manifest:
             raise _wrong("source.digest", "a hexadecimal digest", digest)
         if not isinstance(value["plan"], dict):
             raise _wrong("plan", "an object", value["plan"])
+        model = _model(value["model"])
         return cls(
             edge_svd=_text(value["edge_svd"], "edge_svd"),
             source=Source(_text(source["model"], "source.model"), digest),
-            model=_model(value["model"]),
+            model=model,
             plan=value["plan"],
-            files=_files(value["files"]),
+            files=_files(value["files"], isinstance(model, EncoderInfo)),
         )
 
     def to_bytes(self) -> bytes:
         """Deterministic JSON; checked by reading it back, so that nothing is written that the loader would refuse."""
-        model = dict(vars(self.model)) | {"eos_token_ids": list(self.model.eos_token_ids)}
+        model = dict(vars(self.model))
+        if isinstance(self.model, ModelInfo):
+            model["eos_token_ids"] = list(self.model.eos_token_ids)
         value = {
             "schema": self.schema,
             "edge_svd": self.edge_svd,
@@ -169,7 +215,9 @@ def unpack_measurements(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _model(value: Any) -> ModelInfo:
+def _model(value: Any) -> ModelInfo | EncoderInfo:
+    if isinstance(value, dict) and "kind" in value:
+        return _encoder(value)
     value = _object(value, "model", tuple(ModelInfo.__dataclass_fields__))
     vocabulary = _integer(value["vocab_size"], "model.vocab_size", 1, 2**31)
     bos = value["bos_token_id"]
@@ -191,7 +239,25 @@ def _model(value: Any) -> ModelInfo:
     )
 
 
-def _files(value: Any) -> dict[str, FileEntry]:
+def _encoder(value: Any) -> EncoderInfo:
+    value = _object(value, "model", tuple(EncoderInfo.__dataclass_fields__))
+    if value["kind"] != ENCODER:
+        raise _wrong("model.kind", f'"{ENCODER}"', value["kind"])
+    if value["pooling"] not in POOLINGS:
+        raise _wrong("model.pooling", " or ".join(f'"{name}"' for name in POOLINGS), value["pooling"])
+    vocabulary = _integer(value["vocab_size"], "model.vocab_size", 1, 2**31)
+    return EncoderInfo(
+        family=_text(value["family"], "model.family"),
+        vocab_size=vocabulary,
+        num_layers=_integer(value["num_layers"], "model.num_layers", 1, 10_000),
+        hidden_size=_integer(value["hidden_size"], "model.hidden_size", 1, 1_000_000),
+        max_context=_integer(value["max_context"], "model.max_context", 1, 2**27),
+        pooling=value["pooling"],
+        pad_token_id=_integer(value["pad_token_id"], "model.pad_token_id", 0, vocabulary - 1),
+    )
+
+
+def _files(value: Any, encoder: bool) -> dict[str, FileEntry]:
     if not isinstance(value, dict):
         raise _wrong("files", "an object", value)
     folded: dict[str, str] = {}
@@ -216,7 +282,7 @@ def _files(value: Any) -> dict[str, FileEntry]:
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise _wrong(f"files[{name!r}].sha256", "64 lower-case hexadecimal digits", digest)
         result[name] = FileEntry(_integer(entry["bytes"], f"files[{name!r}].bytes", 0, _MAX_INT), digest)
-    for name in REQUIRED_FILES:
+    for name in (name for name in REQUIRED_FILES if not (encoder and name == SCORING_NAME)):
         if name not in result:
             raise BundleError(f"The manifest does not list {name}, which every bundle has; export the bundle again.")
     return result

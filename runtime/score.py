@@ -39,6 +39,7 @@ class ScoringSession:
         self, bundle: Bundle, *, threads: int | None = None, spinning: bool = True, arena: bool = False
     ) -> None:
         """BundleError if the graph is not what the manifest says."""
+        _ = bundle.manifest.decoder  # an encoder has no such graph
         self.bundle = bundle
         self._session = open_onnx(bundle, SCORING_NAME, threads=threads, spinning=spinning, arena=arena)
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
@@ -50,7 +51,7 @@ class ScoringSession:
         The result is a buffer that the next call overwrites. InputError on ids outside the vocabulary or a sequence
         beyond the model's context; Failure on logits that are not finite.
         """
-        model = self.bundle.manifest.model
+        model = self.bundle.manifest.decoder
         ids = np.ascontiguousarray(ids, dtype=np.int64)
         if ids.ndim != 2 or ids.size == 0:
             raise InputError("Scoring needs a non-empty batch of equally long sequences.")

@@ -20,7 +20,7 @@ from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.mapped_weights import MappedWeights
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
-from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME
+from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME, EncoderInfo
 from edge_svd.runtime.unpack import unpacked
 from edge_svd.runtime.unpacked_rows import UnpackedRows
 
@@ -34,6 +34,8 @@ SINKS = 4
 
 ONNX_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 """Of a KV cache, by the manifest's name."""
+
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -123,6 +125,8 @@ def unpacked_model(
 
 def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:
     """Input name → (onnxruntime type, shape with None where it varies) that a graph of this bundle may have."""
+    if isinstance(bundle.manifest.model, EncoderInfo):
+        return {name: ("tensor(int64)", (None, None)) for name in ENCODER_INPUTS}
     model = bundle.manifest.model
     inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
         name: ("tensor(int64)", (None, None)) for name in ("input_ids", "attention_mask", "position_ids")
@@ -142,9 +146,14 @@ def check_graph(session: onnxruntime.InferenceSession, bundle: Bundle, name: str
     found = {item.name: (item.type, tuple(item.shape)) for item in session.get_inputs()}
     model = bundle.manifest.model
     outputs = {item.name: (item.type, tuple(item.shape)) for item in session.get_outputs()}
-    wanted_outputs: dict[str, tuple[str, tuple[int | None, ...]]] = {
-        "logits": ("tensor(float)", (None, None, model.vocab_size))
-    }
+    wanted_outputs: dict[str, tuple[str, tuple[int | None, ...]]]
+    if isinstance(model, EncoderInfo):
+        wanted_outputs = {
+            "last_hidden_state": ("tensor(float)", (None, None, model.hidden_size)),
+            "sentence_embedding": ("tensor(float)", (None, model.hidden_size)),
+        }
+    else:
+        wanted_outputs = {"logits": ("tensor(float)", (None, None, model.vocab_size))}
     for key, value in wanted.items():
         if key.startswith("past_key_values."):
             wanted_outputs["present." + key.removeprefix("past_key_values.")] = value
@@ -191,7 +200,7 @@ class Session:
         full context is the same. InputError on a context outside the model's, BundleError if the graph is
         not what it claims.
         """
-        model = bundle.manifest.model
+        model = bundle.manifest.decoder
         limit = model.max_context
         if context is not None and not 1 <= context <= limit:
             raise InputError(f"The context must be between 1 and the model's {limit} tokens, not {context}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
@@ -44,13 +44,18 @@ class Tokenizer:
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of a text; `special_tokens` adds what the tokenizer puts around a text (BOS and the like)."""
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InputError(
-                "The text holds half a surrogate pair, which no tokenizer can read; give valid Unicode."
-            ) from None
+        _check_unicode(text)
         return list(self._backend.encode(text, add_special_tokens=special_tokens).ids)
+
+    def encode_all(self, texts: Sequence[str], longest: int) -> list[list[int]]:
+        """Ids of several texts with what the tokenizer puts around each, cut so that none has more than `longest`."""
+        for text in texts:
+            _check_unicode(text)
+        self._backend.enable_truncation(longest)
+        try:
+            return [list(found.ids) for found in self._backend.encode_batch(list(texts), add_special_tokens=True)]
+        finally:
+            self._backend.no_truncation()
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ids."""
@@ -71,6 +76,15 @@ class Tokenizer:
         rest = decoder.flush()
         if rest:
             yield rest
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(
+            "The text holds half a surrogate pair, which no tokenizer can read; give valid Unicode."
+        ) from None
 
 
 class StreamDecoder:

@@ -63,12 +63,12 @@ class UnpackedRows:
         if not self._pages:
             return
         try:
-            before = _logits(session)
+            before = _outputs(session)
         except Exception:  # what is wrong with the graph is said where it is used
             return
         for pages in self._pages.values():
             pages.madvise(mmap.MADV_DONTNEED)  # private anonymous pages: gone, and zeros when read again
-        if np.array_equal(before, _logits(session)):
+        if np.array_equal(before, _outputs(session)):
             self.dropped = tuple(self._pages)
         else:
             for name in self._pages:
@@ -77,14 +77,15 @@ class UnpackedRows:
         release_free_memory()
 
 
-def _logits(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
-    """Behind the probing tokens and an empty cache."""
+def _outputs(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
+    """The first output (logits, or hidden states) behind the probing tokens and an empty cache."""
     count = len(PROBE)
     rows = {"input_ids": list(PROBE), "attention_mask": [1] * count, "position_ids": list(range(count))}
+    rows["token_type_ids"] = [0] * count
     feeds: dict[str, np.ndarray[Any, Any]] = {}
     for item in session.get_inputs():
         if item.name in rows:
             feeds[item.name] = np.array([rows[item.name]], np.int64)
         else:
             feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), CACHE_TYPES[item.type])
-    return np.asarray(session.run(["logits"], feeds)[0])
+    return np.asarray(session.run([session.get_outputs()[0].name], feeds)[0])

@@ -95,6 +95,8 @@ EXPORT_MAY_USE = (
     "edge_svd.runtime",
     "edge_svd.architectures",
     "edge_svd.checkpoint",
+    "edge_svd.described",
+    "edge_svd.encoders.architecture",
     "edge_svd.errors",
     "edge_svd.files",
     "edge_svd.formats",

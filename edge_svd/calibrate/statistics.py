@@ -7,6 +7,10 @@ A folder with `statistics.json` (what they were computed from) and three folders
     head.variance       float64 [vocabulary]      E[p (1 − p)] per token
     token.frequency     float64 [vocabulary]      share of each token in the calibration text
 
+Of an encoder (`passage_moments`) `in.` goes by site too, of trace one, `out.` is per passage in units of 1 - cosine,
+`noise.<site>` [1] is what errors that differ from token to token lose as a share of equal ones, `token.frequency` is
+each token's share in what errors of the table of words lose, and `head.variance` the same.
+
 `gradients` (where a first-order allocation asks for them) with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on
 windows that the moments did not see, and `held_out` with `ids` int64 [count, window], those windows, for checking
 predictions against measurements.
@@ -30,6 +34,9 @@ from edge_svd.kernels.symmetric import SymmetricAccumulator
 
 FORMAT = 3
 MANIFEST = "statistics.json"
+SIGNS = "signs"
+"""The estimator of encoders (`passage_moments`): metrics of both sides belong to single matrices."""
+
 MOMENTS = "moments"
 GRADIENTS = "gradients"
 HELD_OUT = "held_out"
@@ -82,9 +89,14 @@ class Statistics:
             raise InputError(f"The statistics in {self.path} do not fit this model: {error}") from None
         return accumulator.full(torch.float64)
 
+    @property
+    def of_passages(self) -> bool:
+        """Whether these are an encoder's, whose losses are 1 - cosine per passage."""
+        return bool(self.key["estimator"].get("kind") == SIGNS)
+
     def c_in(self, site: Site) -> torch.Tensor:
         """[n, n] float64."""
-        return self._symmetric(f"in.{site.input}", site.shape[1])
+        return self._symmetric(f"in.{site.name if self.of_passages else site.input}", site.shape[1])
 
     def c_out(self, site: Site) -> torch.Tensor:
         """[m, m] float64; for the embedding, the metric of its output [hidden, hidden]."""
@@ -112,6 +124,10 @@ class Statistics:
     def head_variance(self) -> torch.Tensor:
         """[vocabulary] float64."""
         return self._tensor(MOMENTS, "head.variance")
+
+    def noise_share(self, site: Site) -> float:
+        """What errors that differ from token to token lose, as a share of what the metrics say of equal ones."""
+        return float(self._tensor(MOMENTS, f"noise.{site.name}")[0]) if self.of_passages else 1.0
 
     def token_frequency(self) -> torch.Tensor:
         """[vocabulary] float64, sums to one."""

@@ -11,7 +11,7 @@ import torch
 from edge_svd.architectures import Site
 from edge_svd.formats import INT8_LIMIT, NARROW_BLOCK, SiteFormat
 from edge_svd.planner.correction import factor
-from edge_svd.planner.held_out import FEW_WINDOWS, HeldOutKl
+from edge_svd.planner.held_out import FEW_WINDOWS, Measure
 
 COARSE = 31
 """Largest integer that inputs are rounded to here: 17 times the loss of int8, well above the noise of a measurement in
@@ -41,7 +41,7 @@ def rounded_inputs(model: Any, blocks: Mapping[str, int], limit: int = INT8_LIMI
 
 
 def measured_activations(
-    model: Any, sites: Sequence[Site], predicted: Mapping[str, Mapping[int, float]], kl: HeldOutKl
+    model: Any, sites: Sequence[Site], predicted: Mapping[str, Mapping[int, float]], kl: Measure
 ) -> dict[str, dict[int, float]]:
     """Site → inputs a block → loss, the predictions of each type scaled to what its rounding is measured to lose.
 

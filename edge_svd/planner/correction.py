@@ -15,7 +15,10 @@ import torch
 
 from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.collect import Estimator, last_hidden, pulled, slim_graph, watching
-from edge_svd.planner.held_out import FEW_WINDOWS, HALF_WINDOWS, WINDOWS, HeldOutKl, replaced
+from edge_svd.described import Described
+from edge_svd.encoders.architecture import Encoder
+from edge_svd.planner.held_out import FEW_WINDOWS, HALF_WINDOWS, WINDOWS, HeldOutKl, Measure, replaced
+from edge_svd.planner.held_out_cosine import HeldOutCosine, passage_losses
 from edge_svd.planner.narrow import Narrow
 from edge_svd.runtime.memory import release_free_memory
 
@@ -79,11 +82,16 @@ def together(sites: Sequence[Site]) -> list[list[Site]]:
 class Probes:
     """Perturbed matrices, group by group and by kind of rounding, and what they show about the predictions."""
 
-    def __init__(self, model: Any, architecture: Architecture, windows: torch.Tensor, precision: str) -> None:
+    def __init__(self, model: Any, architecture: Described, windows: torch.Tensor, precision: str) -> None:
         self.model, self.architecture, self.windows, self.precision = model, architecture, windows, precision
-        self.kl = HeldOutKl(model, windows, architecture, precision)
-        half = windows[:HALF_WINDOWS, : windows.shape[1] // 2]
-        self.alone = HeldOutKl(model, half, architecture)
+        self.kl: Measure
+        self.alone: Measure
+        if isinstance(architecture, Encoder):
+            self.kl = self.alone = HeldOutCosine(model, architecture, windows)
+        else:
+            self.kl = HeldOutKl(model, windows, architecture, precision)
+            half = windows[:HALF_WINDOWS, : windows.shape[1] // 2]
+            self.alone = HeldOutKl(model, half, architecture)
         self.predicted: dict[tuple[str, str], float] = {}
         self.errors: dict[tuple[str, str], Narrow] = {}
         self.measured: list[tuple[str, list[str], float]] = []
@@ -101,6 +109,11 @@ class Probes:
                 loss = self.kl.measure(windows) if len(weights) > 1 else self.alone.measure()
             self.measured.append((rounding, names, loss))
 
+    def _one_by_one(self, errors: Mapping[str, Sequence[Narrow]]) -> dict[str, list[float]]:
+        if isinstance(self.architecture, Encoder):
+            return passage_losses(self.model, self.architecture, self.windows, errors)
+        return token_losses(self.model, self.architecture, self.windows, errors, self.precision)
+
     def factors(self) -> dict[str, dict[str, float]]:
         """Rounding → name → what its predictions are to be multiplied with. Ends the probes: the errors and the
         log-probabilities are dropped."""
@@ -109,7 +122,7 @@ class Probes:
         named: dict[str, list[Narrow]] = {}
         for (_, name), error in self.errors.items():
             named.setdefault(name, []).append(error)
-        losses = token_losses(self.model, self.architecture, self.windows, named, self.precision) if named else {}
+        losses = self._one_by_one(named) if named else {}
         tokens = {key: losses[key[1]].pop(0) for key in self.errors}
         self.errors.clear()
         found: dict[str, dict[str, float]] = {}

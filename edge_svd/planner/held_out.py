@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -20,6 +20,12 @@ drown it: more of them, because windows differ more than their halves do."""
 BATCH = 3
 POSITIONS_EVERY = 4
 """Not the first: it is unlike all others, and would count that many times."""
+
+
+class Measure(Protocol):
+    """A loss against the dense model, with the weights as they are now."""
+
+    def measure(self, windows: int = WINDOWS) -> float: ...
 
 
 class HeldOutKl:

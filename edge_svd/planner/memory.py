@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
@@ -92,7 +93,7 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
     return product.rows * (numbers + zeros + values) + costs.product_bytes
 
 
-def unpacked_bytes(architecture: Architecture, site: Site, fmt: SiteFormat, load: Load) -> int:
+def unpacked_bytes(architecture: Described, site: Site, fmt: SiteFormat, load: Load) -> int:
     """What a matrix takes only while the session is made: the int8 rows that a code is turned into, until onnxruntime
     has packed them; the mapped pages of a table that a head is packed from."""
     if fmt.kind in CODED:
@@ -107,14 +108,14 @@ def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) ->
     return round(sum(product_bytes(p, costs) for p in calls(shape, fmt).products))
 
 
-def cache_bytes(architecture: Architecture, context: int, item_bytes: int) -> int:
+def cache_bytes(architecture: Described, context: int, item_bytes: int) -> int:
     """Bytes of the KV cache of one conversation."""
     a = architecture
     return 2 * a.num_layers * a.num_kv_heads * a.head_dim * context * item_bytes
 
 
 def table_bytes(
-    architecture: Architecture, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
+    architecture: Described, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
 ) -> int:
     """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
     packed = matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0
@@ -133,12 +134,12 @@ def _stored_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
     return sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
 
 
-def position_bytes(architecture: Architecture, load: Load) -> int:
+def position_bytes(architecture: Described, load: Load) -> int:
     """Resident bytes of a table of learned positions: a full context touches every row that the file has."""
     return HALF_BYTES * load.context * architecture.hidden_size if architecture.learned_positions else 0
 
 
-def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteFormat], load: Load) -> int:
+def activation_bytes(architecture: Described, formats: Mapping[str, SiteFormat], load: Load) -> int:
     """Bytes of one pass over `load.chunk` tokens at the end of the context, and of the rotary tables and the logits."""
     a = architecture
     queries, keys = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
@@ -169,16 +170,14 @@ def activation_bytes(architecture: Architecture, formats: Mapping[str, SiteForma
     return round(chunk * token + mask + tables + logits)
 
 
-def peak_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
-) -> Memory:
+def peak_memory(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> Memory:
     """Predicted peak resident bytes of a fresh process that fills the context, as `edge-svd bench` measures it."""
     found = (phase(architecture, formats, costs, load) for phase in (running_memory, loading_memory))
     return max(found, key=lambda memory: memory.total)
 
 
 def running_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+    architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes in a pass at the end of a full context."""
     cache = cache_bytes(architecture, load.context, KV_CACHES[load.kv_cache])
@@ -187,7 +186,7 @@ def running_memory(
 
 
 def loading_memory(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
+    architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
     own = [site for site in sites_of(architecture) if not site.tied_to]
@@ -195,9 +194,7 @@ def loading_memory(
     return _with_reserve(_held(architecture, formats, costs, load) | {"unpacking": rows})
 
 
-def _held(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
-) -> dict[str, int]:
+def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:
     """What stays from the loading to the end."""
     embedding, weights = float(position_bytes(architecture, load)), 0.0
     patterns: dict[tuple[int, int, str], int] = {}

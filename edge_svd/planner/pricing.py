@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
 from edge_svd.calibrate.statistics import Statistics
+from edge_svd.described import Described
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import measured_activations
@@ -26,7 +27,7 @@ from edge_svd.planner.correction import (
 )
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.generators.trellis import probe, table_metric
-from edge_svd.planner.held_out import FEW_WINDOWS, WINDOWS, HeldOutKl, replaced
+from edge_svd.planner.held_out import FEW_WINDOWS, WINDOWS, Measure, replaced
 from edge_svd.planner.loss import quadratic
 from edge_svd.planner.narrow import Narrow
 from edge_svd.planner.views import embedding_roles
@@ -121,10 +122,12 @@ def _activation_losses(context: SiteContext) -> dict[int, float]:
     """Of the product that the matrix becomes; zeros for a table that is only looked up in."""
     w = context.weight
     if not context.roles:
-        return input_losses(context.c_in.diagonal(), ((context.c_out.float() @ w) * w).sum(0).double())
-    power = context.statistics.head_metric(context.site.shape[1]).diagonal()
+        share = context.statistics.noise_share(context.site)
+        return input_losses(context.c_in.diagonal(), share * ((context.c_out.float() @ w) * w).sum(0).double())
     if "head" not in context.roles:
-        return input_losses(power, torch.zeros_like(power))
+        nothing = torch.zeros(w.shape[1], dtype=torch.float64)
+        return input_losses(nothing, nothing)
+    power = context.statistics.head_metric(context.site.shape[1]).diagonal()
     variance = context.statistics.head_variance().float()
     weight = w.new_zeros(w.shape[1])
     for v, rows in zip(variance.split(ROWS), w.split(ROWS), strict=True):
@@ -134,7 +137,7 @@ def _activation_losses(context: SiteContext) -> dict[int, float]:
 
 def price_all(
     model: Any,
-    architecture: Architecture,
+    architecture: Described,
     statistics: Statistics,
     sites: Sequence[Site],
     context: Callable[[Site], SiteContext],
@@ -169,7 +172,7 @@ def price_all(
     return prices, corrections, measured
 
 
-def _table_factor(model: Any, context: SiteContext, kl: HeldOutKl) -> float:
+def _table_factor(model: Any, context: SiteContext, kl: Measure) -> float:
     """Measured over predicted loss of a table whose rows all have few bits."""
     with torch.no_grad():
         metric = table_metric(context)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
@@ -35,12 +36,12 @@ def merged_seconds(profile: Profile) -> float:
     return 0.0 if profile.speed is None else profile.speed.launch_s
 
 
-def multiplied(site: Site, architecture: Architecture) -> bool:
+def multiplied(site: Site, architecture: Described) -> bool:
     """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
     return not site.tied_to and (site.type != "embedding" or architecture.tied_embeddings)
 
 
-def other_seconds(architecture: Architecture, profile: Profile, context: int) -> float:
+def other_seconds(architecture: Described, profile: Profile, context: int) -> float:
     """Everything but the products: attention over `context` cached tokens, norms, activations, choosing the token.
 
     What attention takes is proportional to the numbers in the cache, whatever they are: onnxruntime 1.32 reads those of
@@ -52,9 +53,7 @@ def other_seconds(architecture: Architecture, profile: Profile, context: int) ->
     return profile.speed.layer_s * architecture.num_layers + profile.speed.cache_byte_s * cache
 
 
-def decode_seconds(
-    architecture: Architecture, formats: Mapping[str, SiteFormat], profile: Profile, context: int
-) -> float:
+def decode_seconds(architecture: Described, formats: Mapping[str, SiteFormat], profile: Profile, context: int) -> float:
     """Predicted seconds a token with `context` tokens in the cache."""
     products = sum(
         matrix_seconds(site.shape, formats[site.name], profile)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from edge_svd.allocate import allocation
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
+from edge_svd.described import Described
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
 from edge_svd.formats import ACTIVATION_BLOCKS, BLOCKED, CODED, SiteFormat, padded
@@ -57,7 +58,7 @@ def candidate_kinds(text: str | None, resident: bool = False) -> tuple[str, ...]
 
 def survey(
     model: Any,
-    architecture: Architecture,
+    architecture: Described,
     statistics: Statistics,
     *,
     method: str,

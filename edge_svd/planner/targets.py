@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.architectures import Site, sites_of
+from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.errors import InputError
 from edge_svd.files import format_size
@@ -73,7 +74,7 @@ class Setting:
     """The model's shape, the device and the load that predictions are made for; `cache_loss`: what the load's kind of
     KV cache loses, nats per token."""
 
-    architecture: Architecture
+    architecture: Described
     profile: Profile
     load: Load
     cache_loss: float = 0.0

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from edge_svd.allocate import allocation
-from edge_svd.architectures import Architecture, Site
+from edge_svd.architectures import Site
 from edge_svd.calibrate.statistics import Statistics
+from edge_svd.described import Described
 from edge_svd.planner.generators import SiteContext
 
 
-def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
+def embedding_roles(site: Site, architecture: Described) -> tuple[str, ...]:
     """What a vocabulary-sized matrix is used for; empty for every other matrix."""
     if site.type == "embedding":
         return ("lookup", "head") if architecture.tied_embeddings else ("lookup",)
@@ -20,7 +21,7 @@ def embedding_roles(site: Site, architecture: Architecture) -> tuple[str, ...]:
 def context_of(
     site: Site,
     module: Any,
-    architecture: Architecture,
+    architecture: Described,
     statistics: Statistics,
     method: str,
     strategy_name: str,

@@ -23,6 +23,13 @@ def format_name(site: Mapping[str, Any]) -> str:
     return "16 bits" if site["kind"] == "int16" else str(site["kind"])
 
 
+def predicted_loss(plan: Mapping[str, Any]) -> str:
+    """The loss that a plan predicts, with its name and unit."""
+    loss = plan["predicted"]["kl"]
+    own = plan["source"].get("loss")
+    return f"predicted {own} {loss:.5f}" if own else f"KL {loss:.4f} nats per token"
+
+
 def plan_table(plan: Mapping[str, Any]) -> str:
     """One row a matrix type: how many matrices take each format, bytes, share of the predicted loss."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
@@ -46,10 +53,15 @@ def plan_table(plan: Mapping[str, Any]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
     predicted, limit = plan["predicted"], plan["targets"]["file_bytes"]
+    if "loss" in plan["source"]:
+        return (
+            f"{table}\n\n{plan['method']}, {plan['allocation']}: {predicted['file_bytes']} bytes of {limit}, "
+            f"{predicted_loss(plan)}, solver gap at most {plan['solver']['gap']:.3%}"
+        )
     return (
         f"{table}\n\n{plan['method']}, {plan['allocation']}: "
         f"{predicted['file_bytes']} bytes{f' of {limit}' if limit is not None else ''}, predicted peak "
         f"{format_size(predicted['peak_rss_bytes'])} at a context of {plan['context']}, "
-        f"with a {plan['kv_cache']} KV cache, {predicted['decode_tokens_per_s']:.0f} tokens/s on {plan['device']}, KL "
-        f"{predicted['kl']:.4f} nats per token, solver gap at most {plan['solver']['gap']:.3%}"
+        f"with a {plan['kv_cache']} KV cache, {predicted['decode_tokens_per_s']:.0f} tokens/s on {plan['device']}, "
+        f"{predicted_loss(plan)}, solver gap at most {plan['solver']['gap']:.3%}"
     )
