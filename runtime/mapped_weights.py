@@ -33,10 +33,8 @@ class MappedWeights:
     def release(self) -> None:
         """Give the pages back now."""
         self._tokens = 0
-        madvise = self._madvise
-        if madvise is not None:
-            for start, size in self._regions:
-                madvise(start, size, _DONTNEED)  # what cannot be given back just stays
+        for start, size in self._regions if self._madvise is not None else ():
+            self._madvise(start, size, _DONTNEED)  # what cannot be given back just stays
 
     def looked_up(self, tokens: int) -> None:
         """So many rows were read: give them back when it has been enough of them."""
