@@ -18,7 +18,6 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
-from edge_svd.runtime.mapped_weights import MappedWeights
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
 from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME, EncoderInfo
 from edge_svd.runtime.unpack import unpacked
@@ -211,8 +210,6 @@ class Session:
         self._session = open_onnx(
             bundle, MODEL_NAME, threads=threads, spinning=spinning, arena=arena, disabled_optimizers=disabled_optimizers
         )
-        self._weights = MappedWeights(bundle.path / WEIGHTS_NAME)
-        self._weights.release()  # packed by now
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._mask = np.ones((1, self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]
@@ -320,5 +317,4 @@ class Session:
         if not np.isfinite(logits).all():
             raise Failure(f"The logits after position {total - 1} are not finite; the bundle's weights are unusable.")
         self.position = total
-        self._weights.looked_up(count)
         return logits

@@ -8,8 +8,8 @@ into lie beside what onnxruntime makes of them; and at the end of a full context
 
 - MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
   packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
-  from are given back when the session stands, and those of the embedding that tokens have looked up every now and then,
-  since the kernel maps sixteen pages around every row. A table that was unpacked is anonymous instead, and stays.
+  from are given back, but for a table that a Gather reads too: an embedding stays mapped whole once a context has
+  touched it, since the kernel maps sixteen pages around every row. A table that was unpacked is anonymous instead.
 - The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
 - A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
   products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.
@@ -20,13 +20,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import Site, sites_of
+from edge_svd.architectures import sites_of
 from edge_svd.described import Described
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls
-from edge_svd.runtime.mapped_weights import RELEASED_EVERY
 
 FLOAT_BYTES = 4
 HALF_BYTES = 2
@@ -93,14 +92,9 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
     return product.rows * (numbers + zeros + values) + costs.product_bytes
 
 
-def unpacked_bytes(architecture: Described, site: Site, fmt: SiteFormat, load: Load) -> int:
-    """What a matrix takes only while the session is made: the int8 rows that a code is turned into, until onnxruntime
-    has packed them; the mapped pages of a table that a head is packed from."""
-    if fmt.kind in CODED:
-        return site.shape[0] * padded(site.shape[1])
-    if site.type == "embedding" and architecture.tied_embeddings:
-        return _stored_bytes(site.shape, fmt) - looked_up_bytes(site.shape, fmt, load)
-    return 0
+def unpacked_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
+    """Anonymous bytes of the int8 rows that a code is turned into, held until onnxruntime has packed them."""
+    return shape[0] * padded(shape[1]) if fmt.kind in CODED else 0
 
 
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
@@ -118,20 +112,12 @@ def table_bytes(
     architecture: Described, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
 ) -> int:
     """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
-    packed = matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0
-    return packed + looked_up_bytes(shape, fmt, load)
-
-
-def looked_up_bytes(shape: tuple[int, int], fmt: SiteFormat, load: Load) -> int:
-    """Resident bytes of the rows that tokens look up: all where the graph has unpacked them, else what a pass has
-    touched since pages were last given back (`runtime.mapped_weights`)."""
-    stored = _stored_bytes(shape, fmt)
-    return stored if fmt.kind in CODED else min(stored, max(load.chunk, RELEASED_EVERY) * FAULT_AROUND)
-
-
-def _stored_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
-    """Bytes of a table's rows as a Gather reads them."""
-    return sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
+    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
+    if fmt.kind in CODED:
+        return stored + (matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0)
+    if architecture.tied_embeddings:
+        return stored + matrix_bytes(shape, fmt, costs)
+    return min(stored, load.context * FAULT_AROUND)
 
 
 def position_bytes(architecture: Described, load: Load) -> int:
@@ -189,8 +175,7 @@ def loading_memory(
     architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
-    own = [site for site in sites_of(architecture) if not site.tied_to]
-    rows = sum(unpacked_bytes(architecture, site, formats[site.name], load) for site in own)
+    rows = sum(unpacked_bytes(site.shape, formats[site.name]) for site in sites_of(architecture) if not site.tied_to)
     return _with_reserve(_held(architecture, formats, costs, load) | {"unpacking": rows})
 
 

@@ -107,7 +107,7 @@ class Setting:
 
     def loading_bytes(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to the peak of loading."""
-        return self.resident_bytes(name, fmt) + unpacked_bytes(self.architecture, self.sites[name], fmt, self.load)
+        return self.resident_bytes(name, fmt) + unpacked_bytes(self.sites[name].shape, fmt)
 
     def resident_bytes(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to the peak of a full context."""
