@@ -1,7 +1,7 @@
 """Does the predicted peak come true? Plans of different kinds, three contexts, `bench` in fresh processes.
 
     python benchmarks/memory_model.py MODEL [PLAN.json ...] [--device this-machine] [--contexts 256,2048,8192]
-        [--only KIND …]
+        [--only KIND …] [--kv-cache int8]
 
 Every plan is built with random numbers in place of weights (memory does not depend on them): uniform and random plans
 of every kind of format, and the plan files given. Prints predicted and measured peaks and writes
@@ -28,7 +28,7 @@ from edge_svd.models import open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.report.machine import describe, today
 from edge_svd.runtime.bench import bench
-from edge_svd.steps import Planning, setting_of
+from edge_svd.steps import EXACT, Planning, setting_of
 
 RESULTS = Path(__file__).parent / "results"
 WITHIN_SHARE, WITHIN_BYTES = 0.03, 4_000_000
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--contexts", default="256,2048,8192")
     parser.add_argument("--chunk", type=int, default=128)
     parser.add_argument("--only", action="append", help="kinds of plans by name, instead of all")
+    parser.add_argument("--kv-cache", default=EXACT)
     options = parser.parse_args()
     opened = open_model(options.model)
     contexts = [int(text) for text in options.contexts.split(",")]
@@ -96,12 +97,14 @@ def main() -> None:
     }
     chosen = {name: formats for name, formats in chosen.items() if not options.only or name in options.only}
     chosen |= {path.stem: Plan.read(path).formats for path in options.plans}
-    rows = []
+    rows, suffix = [], "" if options.kv_cache == EXACT else f"-{options.kv_cache}"
     for name, formats in chosen.items():
         folder = Path(tempfile.mkdtemp(prefix="memory-"))
-        bundle = stand_in(opened, formats, folder / "bundle", max(contexts))
+        bundle = stand_in(opened, formats, folder / "bundle", max(contexts), options.kv_cache)
         for context in contexts:
-            planning = Planning(context=context, prompt_chunk=options.chunk, device=options.device)
+            planning = Planning(
+                context=context, prompt_chunk=options.chunk, device=options.device, kv_cache=options.kv_cache
+            )
             predicted = setting_of(opened, planning).memory(formats)
             found = bench(bundle, prompt_tokens=PROMPT, new_tokens=NEW, capacity=context, chunk=options.chunk)
             measured = found["peak_rss_bytes"]
@@ -110,6 +113,7 @@ def main() -> None:
                 "plan": name,
                 "context": context,
                 "chunk": options.chunk,
+                "kv_cache": options.kv_cache,
                 "predicted": predicted.total,
                 "measured": measured,
                 "error": error,
@@ -125,7 +129,7 @@ def main() -> None:
             )
         shutil.rmtree(folder)
         report = {"date": today(), "machine": describe(), "model": opened.name, "device": options.device, "rows": rows}
-        atomic_write(RESULTS / f"memory-model-{today()}.json", json.dumps(report, indent=1) + "\n")
+        atomic_write(RESULTS / f"memory-model{suffix}-{today()}.json", json.dumps(report, indent=1) + "\n")
     print(f"{sum(row['within'] for row in rows)} of {len(rows)} within 3% or 4 MB")
 
 

@@ -11,17 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from edge_svd.architectures import sites_of
+from edge_svd.architectures import cache_scale, sites_of
 from edge_svd.checkpoint import NUMPY_DTYPES, write_checkpoint
 from edge_svd.export.bundle import export_bundle
 from edge_svd.formats import SiteFormat, tensors
 from edge_svd.models import OpenedModel
 
+CACHED = 0.05
+"""Scales of an int8 KV cache."""
+
 TINY = 1e-4
 """Scales of rows: every norm makes activations large again, and none overflows."""
 
 
-def stand_in(opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, context: int) -> Path:
+def stand_in(
+    opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, context: int, kv_cache: str = "float32"
+) -> Path:
     """Write a bundle of this model's shape in these formats into `out`; returns it."""
     rng = np.random.default_rng(0)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -33,9 +38,15 @@ def stand_in(opened: OpenedModel, formats: Mapping[str, SiteFormat], out: Path, 
         if site.bias:
             arrays[f"{site.name}.bias"] = np.zeros(site.shape[0], np.float32)
     arrays |= opened.other_tensors()
+    if kv_cache == "int8":
+        a = opened.architecture
+        names = [cache_scale(layer, part) for layer in range(a.num_layers) for part in ("key", "value")]
+        arrays |= {name: np.full(a.num_kv_heads * a.head_dim, CACHED, np.float32) for name in names}
     source = {"model": opened.name, "digest": opened.digest}
     checkpoint = out.with_name(out.name + ".checkpoint")
-    write_checkpoint(checkpoint, opened.architecture, formats, {}, source, arrays, opened.companions)
+    write_checkpoint(
+        checkpoint, opened.architecture, formats, {"kv_cache": kv_cache}, source, arrays, opened.companions
+    )
     export_bundle(checkpoint, out, context=context, force=True)
     return out
 
