@@ -12,15 +12,12 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 from edge_svd import learned
 from edge_svd.errors import InputError
 from edge_svd.layouts import HEAD, Layout, layout_of
 from edge_svd.rotary import GLOBAL, LOCAL, NO_ROTARY, rotary_of
-
-if TYPE_CHECKING:
-    from edge_svd.described import Described
 
 SUPPORTED = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "smollm3"),
@@ -126,7 +123,14 @@ class Site:
     bias: bool
 
 
-def sites_of(architecture: Described) -> tuple[Site, ...]:
+class HasSites(Protocol):
+    """A description that lists its matrices itself, as an encoder's does."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]: ...
+
+
+def sites_of(architecture: Architecture | HasSites) -> tuple[Site, ...]:
     """Every matrix in forward order, the embedding first and the head last; a tied head points to the embedding."""
     if not isinstance(architecture, Architecture):
         return architecture.sites
