@@ -56,9 +56,7 @@ class OpenedModel:
         result = hashlib.sha256(canonical_json(self.architecture.to_json()))
         for key, table in sorted(self.rotary().items()):
             result.update(f"rotary.{key} {table.shape}\n".encode() + table.tobytes())
-        for name, parameter in sorted(self.model.named_parameters()):
-            result.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            result.update(parameter.detach().contiguous().numpy().reshape(-1).view(np.uint8).data)
+        add_parameters(result, self.model)
         return result.hexdigest()
 
     @cached_property
@@ -116,6 +114,13 @@ class OpenedModel:
                     {GLOBAL: "full_attention_", LOCAL: "sliding_attention_"},
                 )
         return {key: getattr(tables[key], f"{prefix[key]}inv_freq").float().numpy().copy() for key in used}
+
+
+def add_parameters(digest: Any, model: Any) -> None:
+    """Every parameter of a torch model into a hash, sorted by name: its name, its shape, its numbers."""
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().contiguous().numpy().reshape(-1).view(np.uint8).data)
 
 
 def open_model(name: str) -> OpenedModel:

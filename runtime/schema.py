@@ -27,8 +27,8 @@ ENCODER = "encoder"
 POOLINGS = ("mean", "cls")
 MAX_MANIFEST_BYTES = 16_000_000
 
-KV_DTYPES = ("float32", "int8")
-"""What a KV cache may hold, by numpy's names."""
+KV_DTYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
+"""What a KV cache may hold: numpy's name → onnxruntime's."""
 
 _MAX_INT = 2**63 - 1
 # One plain name in one flat folder: no separators of any system, no NUL, no leading dot, no trailing dot (Windows drops
@@ -224,7 +224,7 @@ def _model(value: Any) -> ModelInfo | EncoderInfo:
     eos = value["eos_token_ids"]
     if not isinstance(eos, list):
         raise _wrong("model.eos_token_ids", "a list", eos)
-    if value["kv_dtype"] not in KV_DTYPES:
+    if value["kv_dtype"] not in tuple(KV_DTYPES):  # which a list or an object may be asked of
         raise _wrong("model.kv_dtype", " or ".join(f'"{name}"' for name in KV_DTYPES), value["kv_dtype"])
     return ModelInfo(
         family=_text(value["family"], "model.family"),

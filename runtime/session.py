@@ -19,7 +19,7 @@ import onnxruntime
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
-from edge_svd.runtime.schema import MODEL_NAME, WEIGHTS_NAME, EncoderInfo
+from edge_svd.runtime.schema import KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
 from edge_svd.runtime.unpack import unpacked
 from edge_svd.runtime.unpacked_rows import UnpackedRows
 
@@ -30,9 +30,6 @@ DEFAULT_CHUNK = 128
 SINKS = 4
 """First tokens that are kept when older ones are forgotten: attention rests on them (Xiao et al. 2023, arXiv
 2309.17453)."""
-
-ONNX_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
-"""Of a KV cache, by the manifest's name."""
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -133,7 +130,7 @@ def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ..
     for layer in range(model.num_layers):
         for part in ("key", "value"):
             inputs[f"past_key_values.{layer}.{part}"] = (
-                ONNX_TYPES[model.kv_dtype],
+                KV_DTYPES[model.kv_dtype],
                 (None, model.num_kv_heads, None, model.head_dim),
             )
     return inputs

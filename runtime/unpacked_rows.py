@@ -16,10 +16,11 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime.memory import release_free_memory
+from edge_svd.runtime.schema import KV_DTYPES
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
+CACHE_TYPES = {kind: np.dtype(name) for name, kind in KV_DTYPES.items()}
 """onnxruntime's name of what a KV cache holds → numpy's."""
 
 PROBE = (1, 2, 3, 4)

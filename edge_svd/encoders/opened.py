@@ -21,7 +21,7 @@ from edge_svd.encoders.architecture import FAMILIES, POSITIONS, TOKEN_TYPES, Enc
 from edge_svd.encoders.sentence_config import sentence_config
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json
-from edge_svd.models import _file, _one_sentence, _tokenizer, hub_resolves, quiet
+from edge_svd.models import _file, _one_sentence, _tokenizer, add_parameters, hub_resolves, quiet
 from edge_svd.quantize.rows import round_rows
 
 Array = np.ndarray[Any, Any]
@@ -47,9 +47,7 @@ class OpenedEncoder:
     def digest(self) -> str:
         """sha256 over the description and every parameter in float32, sorted by name."""
         result = hashlib.sha256(canonical_json(self.architecture.to_json()))
-        for name, parameter in sorted(self.model.named_parameters()):
-            result.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            result.update(parameter.detach().contiguous().numpy().reshape(-1).view(np.uint8).data)
+        add_parameters(result, self.model)
         return result.hexdigest()
 
     @cached_property
