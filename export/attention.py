@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from edge_svd.architectures import Architecture, cache_scale
-from edge_svd.export.graph import FLOAT, INT32, MICROSOFT, Builder
+from edge_svd.export.graph import FLOAT, INT32, INT64, MICROSOFT, Builder
 
 MASKED = 1e9
 """Subtracted from the scores of masked keys: finite, so that a row of padding alone gives numbers and not NaN."""
@@ -20,23 +21,32 @@ class Spans:
 
     Every row counts as full, int32 [batch] last key and int32 [1] keys in all; padding, on either side, is masked by
     the bias float32 [batch, 1, sequence, total]. GroupQueryAttention's own lengths know padding on the right only.
+
+    `places` int64 [batch, sequence] is how far each token is rotated: its position, counted from the first column of
+    its row. In the first pass GroupQueryAttention reads one element for the whole batch and counts columns from there;
+    from 0, that is the same, since only differences matter and padding on the left shifts all of a row.
     """
 
     last: ir.Value
     total: ir.Value
     bias: ir.Value
+    places: ir.Value
 
 
-def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value) -> Spans:
-    """From input_ids int64 [batch, sequence] and attention_mask int64 [batch, total]."""
+def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value, positions: ir.Value) -> Spans:
+    """From input_ids and position_ids int64 [batch, sequence] and attention_mask int64 [batch, total]."""
     b = builder
-    total = b.op("Cast", b.op("Shape", mask, start=1, end=2), to=int(INT32))
+    length = b.op("Shape", mask, start=1, end=2)
+    total = b.op("Cast", length, to=int(INT32))
     batch, sequence = b.op("Shape", ids, start=0, end=1), b.op("Shape", ids, start=1, end=2)
     last = b.op("Expand", b.op("Sub", total, b.constant([1], np.int32)), batch)
     bias = b.op("Cast", b.op("Sub", mask, b.constant(1, np.int64)), to=int(FLOAT))
     bias = b.op("Unsqueeze", b.op("Mul", bias, b.constant(MASKED, np.float32)), b.constant([1, 2], np.int64))
     one = b.constant([1], np.int64)
-    return Spans(last, total, b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0)))
+    padding = b.op("ArgMax", mask, axis=1, keepdims=1)
+    later = b.op("Cast", b.op("Greater", length, sequence), to=int(INT64))
+    places = b.op("Mul", b.op("Add", positions, padding), later)
+    return Spans(last, total, b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0)), places)
 
 
 def last_columns(builder: Builder, ids: ir.Value, mask: ir.Value) -> ir.Value:
@@ -69,52 +79,25 @@ def rotary_tables(builder: Builder, architecture: Architecture, key: str, contex
     return tables[0], tables[1]
 
 
-def rotate(
-    builder: Builder,
-    architecture: Architecture,
-    x: ir.Value,
-    heads: int,
-    positions: ir.Value,
-    tables: tuple[ir.Value, ir.Value],
-) -> ir.Value:
-    """Rotary embedding of x [batch, sequence, heads * head_dim] at the given positions.
-
-    A separate operator: in a prompt, GroupQueryAttention's own rotation reads one element of position_ids for the whole
-    batch, which is wrong for padded rows. The cost is about 3% of a prefill and nothing measurable in decoding.
-    """
-    partial = architecture.rotary_dim != architecture.head_dim
-    return builder.op(
-        "RotaryEmbedding",
-        x,
-        positions,
-        *tables,
-        domain=MICROSOFT,
-        num_heads=heads,
-        rotary_embedding_dim=architecture.rotary_dim if partial else 0,
-    )
-
-
 def attention(
     builder: Builder,
     architecture: Architecture,
     layer: int,
-    qkv: tuple[ir.Value, ir.Value, ir.Value],
+    qkv: Sequence[ir.Value],
     past: tuple[ir.Value, ir.Value],
     spans: Spans,
-    positions: ir.Value,
     context: int,
     cache: str = "float32",
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """(attention output [batch, sequence, heads * head_dim], present key, present value)."""
+    """(attention output [batch, sequence, heads * head_dim], present key, present value).
+
+    `qkv` is queries, keys and values, or one value that holds all three side by side.
+    """
     a = architecture
-    q, k, v = qkv
-    if a.layer_ropes[layer]:
-        tables = rotary_tables(builder, a, a.layer_ropes[layer], context)
-        q, k = (
-            rotate(builder, a, q, a.num_heads, positions, tables),
-            rotate(builder, a, k, a.num_kv_heads, positions, tables),
-        )
-    inputs = [q, k, v, *past, spans.last, spans.total, None, None, None, spans.bias]
+    rope = a.layer_ropes[layer]
+    turned = (*rotary_tables(builder, a, rope, context), spans.places) if rope else (None, None, None)
+    separate = qkv if len(qkv) == 3 else (*qkv, None, None)
+    inputs = [*separate, *past, spans.last, spans.total, *turned, spans.bias]
     rounding: dict[str, str | int] = {}
     if cache == "int8":
         width = a.num_kv_heads * a.head_dim
@@ -130,7 +113,7 @@ def attention(
         scale=float(a.attention_scale),
         softcap=float(a.attention_softcap),
         local_window_size=a.layer_windows[layer] or -1,
-        do_rotary=0,
+        do_rotary=1 if rope else 0,
         **rounding,
     )
     return output, key, value

@@ -13,7 +13,7 @@ from edge_svd.errors import InputError
 from edge_svd.export.attention import Spans, attention, last_columns, rows_at, spans_of
 from edge_svd.export.embedding import embedding, position_rows
 from edge_svd.export.graph import CACHES, FLOAT, INT64, MICROSOFT, Builder, Weight, tensor_value
-from edge_svd.export.linear import fused_linear, linear
+from edge_svd.export.linear import apart, fused_linear, linear
 from edge_svd.export.norms import add_and_norm, head_norm, layer_norm, rms_norm
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
@@ -84,7 +84,7 @@ class _Decoder:
             )
             for n in range(a.num_layers)
         ]
-        spans = spans_of(b, ids, mask)
+        spans = spans_of(b, ids, mask, positions)
         last = None if self.every_position else last_columns(b, ids, mask)
         table = self.names.embedding
         hidden = embedding(b, ids, self.sites[table], self.formats[table], a.embedding_multiplier)
@@ -96,7 +96,7 @@ class _Decoder:
             normed = self.norm(hidden, first) if first else hidden
         presents: list[ir.Value] = []
         for layer in range(a.num_layers):
-            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, positions, last)
+            hidden, normed, present = self.layer(layer, hidden, normed, pasts[layer], spans, last)
             presents += present
         logits = self.head(normed)
         logits.name, logits.type = "logits", ir.TensorType(FLOAT)
@@ -113,13 +113,12 @@ class _Decoder:
         normed: ir.Value,
         past: tuple[ir.Value, ir.Value],
         spans: Spans,
-        positions: ir.Value,
         last: ir.Value | None,
     ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
         """(residual stream, its norm for what comes next, present key and value)."""
         a, b = self.a, self.b
         qkv = self.projections(normed, layer)
-        mixed, key, value = attention(b, a, layer, qkv, past, spans, positions, self.context, self.cache)
+        mixed, key, value = attention(b, a, layer, qkv, past, spans, self.context, self.cache)
         if layer == a.num_layers - 1 and last is not None:
             # Only keys and values of the last layer need every position; what follows is wanted at the last one.
             mixed, hidden = rows_at(b, mixed, last), rows_at(b, hidden, last)
@@ -161,20 +160,24 @@ class _Decoder:
             return layer_norm(self.b, x, f"{name}.weight", f"{name}.bias", a.hidden_size, a.norm_eps)
         return rms_norm(self.b, x, f"{name}.weight", a.hidden_size, a.norm_eps)
 
-    def projections(self, normed: ir.Value, layer: int) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Queries, keys and values, each [batch, sequence, heads * head_dim]."""
+    def projections(self, normed: ir.Value, layer: int) -> tuple[ir.Value, ...]:
+        """Queries, keys and values, each [batch, sequence, heads * head_dim]; side by side as one value where they are
+        one product and attention reads them as they are."""
         a = self.a
         if a.fused_qkv:
-            packed = self.linear(normed, self.names.part(layer, "qkv"))
-            widths = self.b.constant(
-                [heads * a.head_dim for heads in (a.num_heads, a.num_kv_heads, a.num_kv_heads)], np.int64
-            )
-            q, k, v = self.b.node("Split", [packed, widths], outputs=3, axis=-1)
+            qkv: list[ir.Value] = [self.linear(normed, self.names.part(layer, "qkv"))]
         else:
-            q, k, v = self.several(normed, [self.names.part(layer, name) for name in "qkv"])
-        if a.qk_norm:
-            q = self.head_norm(q, self.names.part(layer, "q_norm"), a.num_heads)
-            k = self.head_norm(k, self.names.part(layer, "k_norm"), a.num_kv_heads)
+            names = [self.names.part(layer, name) for name in "qkv"]
+            whole = len(self.groups(names)) == 1
+            qkv = [self.joint(normed, names)] if whole else self.several(normed, names)
+        if not a.qk_norm:
+            return tuple(qkv)
+        if len(qkv) == 1:
+            widths = [heads * a.head_dim for heads in (a.num_heads, a.num_kv_heads, a.num_kv_heads)]
+            qkv = apart(self.b, qkv[0], widths)
+        q, k, v = qkv
+        q = self.head_norm(q, self.names.part(layer, "q_norm"), a.num_heads)
+        k = self.head_norm(k, self.names.part(layer, "k_norm"), a.num_kv_heads)
         return q, k, v
 
     def head_norm(self, x: ir.Value, name: str, heads: int) -> ir.Value:
@@ -191,8 +194,7 @@ class _Decoder:
             return self.linear(self.activated(self.linear(normed, self.names.part(layer, "up"))), down)
         if a.fused_gate_up:
             both = self.linear(normed, self.names.part(layer, "gate_up"))
-            halves = b.constant([a.intermediate_size] * 2, np.int64)
-            gate, up = b.node("Split", [both, halves], outputs=2, axis=-1)
+            gate, up = apart(b, both, [a.intermediate_size] * 2)
         else:
             gate, up = self.several(normed, [self.names.part(layer, kind) for kind in ("gate", "up")])
         return self.linear(b.op("Mul", self.activated(gate), up), down)
@@ -216,16 +218,26 @@ class _Decoder:
             logits = b.op("Mul", b.op("Tanh", b.op("Div", logits, cap)), cap)
         return logits
 
+    def groups(self, names: list[str]) -> list[tuple[Site, ...]]:
+        """Matrices that read the same input, divided into products as their formats allow."""
+        return together([self.sites[name] for name in names], self.formats, self.biases)
+
     def several(self, x: ir.Value, names: list[str]) -> list[ir.Value]:
         """The products of matrices that read the same input, as few as their formats allow."""
         found: dict[str, ir.Value] = {}
-        for group in together([self.sites[name] for name in names], self.formats, self.biases):
+        for group in self.groups(names):
+            own = [site.name for site in group]
             if len(group) == 1:
-                found[group[0].name] = self.linear(x, group[0].name)
+                found[own[0]] = self.linear(x, own[0])
             else:
-                made = fused_linear(self.b, x, group, self.formats, self.biased(group[0]))
-                found |= dict(zip((site.name for site in group), made, strict=True))
+                made = apart(self.b, self.joint(x, own), [site.shape[0] for site in group])
+                found |= dict(zip(own, made, strict=True))
         return [found[name] for name in names]
+
+    def joint(self, x: ir.Value, names: list[str]) -> ir.Value:
+        """The one product of several matrices that make a group."""
+        sites = [self.sites[name] for name in names]
+        return fused_linear(self.b, x, sites, self.formats, self.biased(sites[0]))
 
     def linear(self, x: ir.Value, name: str, matrix: str = "") -> ir.Value:
         site = self.sites[name]

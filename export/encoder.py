@@ -12,7 +12,7 @@ from edge_svd.encoders.architecture import POSITIONS, TOKEN_TYPES, WORDS, Encode
 from edge_svd.export.decoder import Graph
 from edge_svd.export.embedding import embedding
 from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, INT64, MICROSOFT, UINT8, Builder, tensor_value
-from edge_svd.export.linear import fused_linear, linear
+from edge_svd.export.linear import apart, fused_linear, linear
 from edge_svd.export.planes import rows8
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
@@ -119,7 +119,8 @@ class _Encoder:
             if len(group) == 1:
                 found[group[0].name] = self.linear(x, group[0].name)
             else:
-                made = fused_linear(self.b, x, group, self.formats, True)
+                joint = fused_linear(self.b, x, group, self.formats, True)
+                made = apart(self.b, joint, [site.shape[0] for site in group])
                 found |= dict(zip((site.name for site in group), made, strict=True))
         return [found[name] for name in names]
 

@@ -68,32 +68,34 @@ def linear(
 
 def fused_linear(
     builder: Builder, x: ir.Value, sites: Sequence[Site], formats: Mapping[str, SiteFormat], bias: bool
-) -> list[ir.Value]:
-    """What `linear` gives for each of several matrices [m_i, n] of one kernel (`edge_svd.fusing`), from one product."""
+) -> ir.Value:
+    """What `linear` gives for several matrices [m_i, n] of one kernel (`edge_svd.fusing`), side by side, from one
+    product: [batch, sequence, Σ m_i]."""
     names, rows, n = [site.name for site in sites], [site.shape[0] for site in sites], sites[0].shape[1]
     m, name, fmt = sum(rows), joined(names), formats[names[0]]
     x = pad_activation(builder, x, n)
     add = _joint(builder, names, "bias", FLOAT, (m,)) if bias else None
     if fmt.kind == "blocks":
-        y = _blocked(builder, x, names, (m, n), fmt, add)
+        return _blocked(builder, x, names, (m, n), fmt, add)
+    block = fmt.inputs_a_block(padded(n))
+    count = padded(n) // block
+    if fmt.kind == "trellis":
+        parts = [coded_matrix(builder, own, (k, n), formats[own], block) for own, k in zip(names, rows, strict=True)]
+        weight = builder.op("Concat", *parts, axis=0)
     else:
-        block = fmt.inputs_a_block(padded(n))
-        count = padded(n) // block
-        if fmt.kind == "trellis":
-            parts = [
-                coded_matrix(builder, own, (k, n), formats[own], block) for own, k in zip(names, rows, strict=True)
-            ]
-            weight = builder.op("Concat", *parts, axis=0)
-        else:
 
-            def read_rows(read: Reader) -> Iterator[Array]:
-                return chain.from_iterable(planes.rows8(read, f"{own}.q8") for own in names)
+        def read_rows(read: Reader) -> Iterator[Array]:
+            return chain.from_iterable(planes.rows8(read, f"{own}.q8") for own in names)
 
-            weight = builder.weight(f"{name}.q8", UINT8, (m, count, block), read_rows)
-        row = builder.op("Cast", _joint(builder, names, "s8", BFLOAT16, (m, 1)), to=int(FLOAT))
-        scales = builder.op("Mul", row, builder.constant([[1.0] * count], np.float32))
-        y = _product(builder, x, weight, scales, (m, count * block), block, add)
-    return builder.node("Split", [y, builder.constant(rows, np.int64)], outputs=len(rows), axis=-1)
+        weight = builder.weight(f"{name}.q8", UINT8, (m, count, block), read_rows)
+    row = builder.op("Cast", _joint(builder, names, "s8", BFLOAT16, (m, 1)), to=int(FLOAT))
+    scales = builder.op("Mul", row, builder.constant([[1.0] * count], np.float32))
+    return _product(builder, x, weight, scales, (m, count * block), block, add)
+
+
+def apart(builder: Builder, y: ir.Value, widths: Sequence[int]) -> list[ir.Value]:
+    """What lies side by side in y [batch, sequence, Σ widths]."""
+    return builder.node("Split", [y, builder.constant(widths, np.int64)], outputs=len(widths), axis=-1)
 
 
 def _joint(builder: Builder, names: Sequence[str], suffix: str, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
