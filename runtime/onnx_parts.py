@@ -18,7 +18,7 @@ GRAPH, FUNCTION = 7, 25
 NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
 """Fields of a model, and of its graph."""
 
-UINT8, BFLOAT16 = 2, 16
+BFLOAT16 = 16
 _DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f4"),
     2: np.dtype("u1"),
@@ -60,10 +60,15 @@ class Tensor:
         return _DTYPES[self.kind]
 
     def array(self, weights: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, Any]:
-        """A view of its numbers, in the graph or in `weights`, the data file."""
+        """A view of its bytes as they are, in the graph or in `weights`, the data file."""
         if self.raw is not None:
             return np.frombuffer(self.raw, self.dtype).reshape(self.shape)
         return weights[self.offset : self.offset + self.length].view(self.dtype).reshape(self.shape)
+
+    def numbers(self, data: bytes) -> np.ndarray[Any, Any]:
+        """`data`, some of its bytes, as numbers [n]: float32 where they are bfloat16."""
+        found = np.frombuffer(data, self.dtype)
+        return (found.astype(np.uint32) << 16).view(np.float32) if self.kind == BFLOAT16 else found
 
 
 def node_at(data: bytes, start: int, end: int) -> Node:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,19 @@ import numpy as np
 
 from edge_svd.runtime.errors import BundleError
 from edge_svd.runtime.onnx_external import walk
+from edge_svd.runtime.onnx_parts import (
+    FUNCTION,
+    GRAPH,
+    INITIALIZER,
+    NODE,
+    Node,
+    field_bytes,
+    given_tensor,
+    node_at,
+    tagged,
+    tensor_at,
+    text_at,
+)
 
 DOMAIN = "edge_svd"
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
@@ -27,15 +39,6 @@ PIECE = 1 << 20
 """Weights unpacked at a time."""
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("u1"), 4: np.dtype("<u2"), 7: np.dtype("<i8"), 12: np.dtype("<u4")}
-
-
-@dataclass(frozen=True)
-class _Call:
-    domain: str
-    kind: str
-    inputs: tuple[str, ...]
-    output: str
 
 
 def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, Callable[[], Bytes]]]:
@@ -44,42 +47,42 @@ def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, 
     `graph` has passed `check_external_data`, `weights` is the data file. BundleError if calls do not fit.
     """
     outer = list(walk(graph, 0, len(graph)))
-    spans = [(value, stop) for field, wire, value, stop in outer if field == 7 and wire == 2]
+    spans = [(value, stop) for field, wire, value, stop in outer if field == GRAPH and wire == 2]
     if len(spans) != 1:
         return graph, {}
     start, end = spans[0]
-    calls: dict[str, _Call] = {}
-    rows: dict[str, tuple[_Call, ...]] = {}
+    calls: dict[str, Node] = {}
+    rows: dict[str, tuple[Node, ...]] = {}
     kept: list[bytes] = []
     tensors: dict[str, tuple[int, int]] = {}
     for field, wire, value, stop in walk(graph, start, end):
-        if field == 1 and wire == 2:
-            call = _call(graph, value, stop)
+        if field == NODE and wire == 2:
+            call = node_at(graph, value, stop)
             if call.domain == DOMAIN:
-                calls[call.output] = call
+                calls[call.outputs[0]] = call
                 continue
             distinct = len(set(call.inputs)) == len(call.inputs) > 0
             if call.kind == "Concat" and distinct and all(key in calls for key in call.inputs):
                 # Matrices of one product: rows below rows.
-                rows[call.output] = tuple(calls.pop(key) for key in call.inputs)
+                rows[call.outputs[0]] = tuple(calls.pop(key) for key in call.inputs)
                 continue
-        if field == 5 and wire == 2:
-            tensors[_string(graph, value, stop, 8)] = value, stop
-        kept.append(_field(field, wire, graph, value, stop))
+        if field == INITIALIZER and wire == 2:
+            tensors[text_at(graph, value, stop, 8)] = value, stop
+        kept.append(field_bytes(field, wire, graph, value, stop))
     rows |= {output: (call,) for output, call in calls.items()}
     if not rows:
         return graph, {}
     made: dict[str, Callable[[], Bytes]] = {}
     for output, parts in rows.items():
         with _fitting(output, name):
-            inputs = [[_tensor(graph, *tensors[key], weights) for key in call.inputs] for call in parts]
+            inputs = [[tensor_at(graph, *tensors[key]).array(weights) for key in call.inputs] for call in parts]
             shapes = [tuple(int(size) for size in own[-1]) for own in inputs]
             if len({shape[1:] for shape in shapes}) > 1:
                 raise ValueError("rows of different widths")
-            kept.append(_tagged(5, _declared(output, (sum(shape[0] for shape in shapes), *shapes[0][1:]))))
+            kept.append(tagged(INITIALIZER, given_tensor(output, (sum(shape[0] for shape in shapes), *shapes[0][1:]))))
         made[output] = partial(_made, output, [call.kind for call in parts], inputs, name)
-    inner = _tagged(7, b"".join(kept))
-    others = [_field(f, w, graph, v, s) for f, w, v, s in outer if f not in (7, 25)]
+    inner = tagged(GRAPH, b"".join(kept))
+    others = [field_bytes(f, w, graph, v, s) for f, w, v, s in outer if f not in (GRAPH, FUNCTION)]
     return b"".join(others) + inner, made
 
 
@@ -100,9 +103,14 @@ def _made(output: str, kinds: list[str], inputs: list[list[np.ndarray[Any, Any]]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _unpack(kind: str, inputs: list[np.ndarray[Any, Any]]) -> Bytes:
+def groups_of(kind: str) -> tuple[list[int], bool]:
+    """Of a function, by its name: bits of its groups of rows, and whether it puts the rows of a table into order."""
     table = kind.startswith("Table")
-    groups = [int(bits) for bits in kind.removeprefix("Table" if table else "Unpack").split("_")]
+    return [int(bits) for bits in kind.removeprefix("Table" if table else "Unpack").split("_")], table
+
+
+def _unpack(kind: str, inputs: list[np.ndarray[Any, Any]]) -> Bytes:
+    groups, table = groups_of(kind)
     shape = tuple(int(size) for size in inputs[-1])
     rest = inputs[-3:-1] if table else inputs[-2:-1]
     order = rest[0].astype(np.int64)
@@ -156,77 +164,3 @@ def _levels(
             full[back:, :-back] |= symbols[:-back, back:].astype(np.uint16) << (bits * back)
     full &= (1 << window) - 1
     return np.take(levels, full[first - start :])
-
-
-def _call(data: bytes, start: int, end: int) -> _Call:
-    """A node, by its first output."""
-    inputs = tuple(data[value:stop].decode() for field, _, value, stop in walk(data, start, end) if field == 1)
-    return _Call(_string(data, start, end, 7), _string(data, start, end, 4), inputs, _string(data, start, end, 2))
-
-
-def _tensor(data: bytes, start: int, end: int, weights: Bytes) -> np.ndarray[Any, Any]:
-    """An initializer of the graph, or a view of it in the data file."""
-    dims: list[int] = []
-    kind, raw = 0, None
-    entries: dict[str, str] = {}
-    for field, wire, value, stop in walk(data, start, end):
-        if field == 1:
-            dims += [value] if wire == 0 else list(_varints(data, value, stop))
-        elif field == 2:
-            kind = value
-        elif field == 9:
-            raw = data[value:stop]
-        elif field == 13:
-            entries[_string(data, value, stop, 1)] = _string(data, value, stop, 2)
-    if raw is not None:
-        return np.frombuffer(raw, _DTYPES[kind]).reshape(dims)
-    offset, length = int(entries["offset"]), int(entries["length"])
-    return weights[offset : offset + length].view(_DTYPES[kind]).reshape(dims)
-
-
-def _declared(name: str, shape: tuple[int, ...]) -> bytes:
-    """A TensorProto of uint8 whose bytes are given from outside."""
-    text = {"location": "unpacked", "offset": "0", "length": str(math.prod(shape))}
-    entries = [_tagged(1, key.encode()) + _tagged(2, value.encode()) for key, value in text.items()]
-    dims = b"".join(b"\x08" + _varint(size) for size in shape)
-    body = dims + b"\x10\x02" + _tagged(8, name.encode())
-    return body + b"".join(_tagged(13, entry) for entry in entries) + b"\x70\x01"
-
-
-def _field(field: int, wire: int, data: bytes, value: int, stop: int) -> bytes:
-    """A field as it was."""
-    if wire == 2:
-        return _tagged(field, data[value:stop])
-    key = _varint(field << 3 | wire)
-    return key + (_varint(value) if wire == 0 else data[value:stop])
-
-
-def _tagged(field: int, payload: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value >= 0x80:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
-def _varints(data: bytes, start: int, end: int) -> list[int]:
-    found, value, shift = [], 0, 0
-    for byte in data[start:end]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            found.append(value)
-            value = shift = 0
-    return found
-
-
-def _string(data: bytes, start: int, end: int, wanted: int) -> str:
-    for field, wire, value, stop in walk(data, start, end):
-        if field == wanted and wire == 2:
-            return data[value:stop].decode()
-    return ""

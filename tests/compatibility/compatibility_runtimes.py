@@ -81,9 +81,9 @@ class Optimum:
             setattr(self.model, name, value)
         self.info = open_bundle(folder).manifest.model
 
-    def batch(self, prompts: Prompts, count: int, **options: Any) -> list[list[int]]:
-        """Prompts of unequal lengths are padded on the left, as transformers' tokenizers do for a bundle."""
-        width = max(map(len, prompts))
+    def batch(self, prompts: Prompts, count: int, width: int = 0, **options: Any) -> list[list[int]]:
+        """Prompts are padded on the left to the longest or to `width`, as transformers' tokenizers do for a bundle."""
+        width = max(width, *map(len, prompts))
         pad = self.model.generation_config.pad_token_id
         ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -46,7 +46,11 @@ def test_padded_batches(family: str, cache: str, made: Made) -> None:
     folder = made(family, "int8", cache, exact=True)
     ours = Ours(folder)
     expected = [ours.one(prompt, COUNT) for prompt in PROMPTS]
-    assert Optimum(folder, **attributes(family)).batch(PROMPTS, COUNT) == expected  # padded on the left
+    optimum = Optimum(folder, **attributes(family))
+    # Padded on the left, a row is rotated further, and an int8 cache rounds its keys otherwise: as in a batch of one.
+    width = max(map(len, PROMPTS))
+    alone = [optimum.batch([prompt], COUNT, width)[0] for prompt in PROMPTS] if cache == "int8" else expected
+    assert optimum.batch(PROMPTS, COUNT) == alone
     if family not in WINDOWED:
         assert Genai(folder).batch(PROMPTS, COUNT) == expected  # padded on the right
 
@@ -113,5 +117,5 @@ def test_a_full_context(cache: str, made: Made) -> None:
     assert Genai(folder).one(prompt, 8) == Optimum(folder).one(prompt, 8) == expected
     with pytest.raises(Exception, match="context_length"):
         Genai(folder).one(prompt, 9)
-    with pytest.raises(Exception, match="out of range"):
+    with pytest.raises(Exception, match="cos_cache"):
         Optimum(folder).batch([prompt], 10, eos_token_id=None)

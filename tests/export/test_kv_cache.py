@@ -31,10 +31,13 @@ def rounded(tmp_path: Path, family: str) -> tuple[Path, Architecture, Any]:
     extra = {name: scale.numpy() for name, scale in scales.items()}
     make_checkpoint(tmp_path / "checkpoint", model, plan={"kv_cache": "int8"}, extra=extra)
 
-    def logits(tokens: np.ndarray) -> np.ndarray:
+    def logits(tokens: np.ndarray, first: int = 0) -> np.ndarray:
+        """Of tokens at positions from `first` on."""
         with torch.no_grad():
             cache = changed_cache(rounding(a, scales))
-            return model(torch.from_numpy(tokens), past_key_values=cache, use_cache=True).logits.numpy()
+            positions = torch.arange(first, first + tokens.shape[1])[None]
+            found = model(torch.from_numpy(tokens), position_ids=positions, past_key_values=cache, use_cache=True)
+            return found.logits.numpy()
 
     return export_bundle(tmp_path / "checkpoint", tmp_path / "bundle"), a, logits
 
@@ -55,10 +58,11 @@ def test_logits_are_those_of_rounded_keys_and_values(family: str, tmp_path: Path
 
 @pytest.mark.parametrize("side", ("left", "right"))
 def test_padding(side: str, tmp_path: Path, exact_activations: None) -> None:
+    """Padding on the left shifts what is rotated, which changes no logits but for how keys are rounded."""
     bundle, a, logits = rounded(tmp_path, "llama")
-    expected = logits(TOKENS[1:, :15])
     tokens, mask = TOKENS.copy(), np.ones_like(TOKENS)
     where = slice(9, 24) if side == "left" else slice(0, 15)
+    expected = logits(TOKENS[1:, :15], where.start)
     tokens[1], mask[1] = 0, 0
     tokens[1, where], mask[1, where] = TOKENS[1, :15], 1
     found, _ = step(open_session(bundle), a, tokens, empty_cache(a, 2, dtype=np.int8), mask)
