@@ -18,6 +18,7 @@ from edge_svd.export.norms import add_and_norm, head_norm, layer_norm, rms_norm
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
 from edge_svd.layouts import HEAD
+from edge_svd.runtime.schema import EMBEDDED
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class _Decoder:
         last = None if self.every_position else last_columns(b, ids, mask)
         table = self.names.embedding
         hidden = embedding(b, ids, self.sites[table], self.formats[table], a.embedding_multiplier)
+        hidden.name = EMBEDDED
         first = self.before(0, "attention")
         if a.learned_positions:
             rows = position_rows(b, positions, f"{self.names.positions}.weight", (self.context, a.hidden_size))

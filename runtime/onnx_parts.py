@@ -1,6 +1,6 @@
-"""The nodes and tensors of an ONNX graph, read from its protobuf bytes and written back: the device has no onnx package.
+"""The nodes and tensors of an ONNX graph, read from its protobuf bytes and written back.
 
-For graphs that have passed `check_external_data`. Field numbers are those of onnx.proto3.
+The device has no onnx package. For graphs that have passed `check_external_data`; field numbers are onnx.proto3's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from edge_svd.runtime.onnx_external import walk
 
 GRAPH, FUNCTION = 7, 25
-NODE, INITIALIZER, INPUT, OUTPUT = 1, 5, 11, 12
+NODE, INITIALIZER, INPUT, OUTPUT, VALUE_INFO = 1, 5, 11, 12, 13
 """Fields of a model, and of its graph."""
 
 BFLOAT16 = 16

@@ -28,8 +28,8 @@ def resident() -> int:
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Returns {"process_bytes", "tokenizer_bytes", "session_bytes" (without mapped weights, an unpacked table, and the
-    cache, which is full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there),
+    """Returns {"process_bytes", "tokenizer_bytes", "session_bytes" (without mapped weights and the cache, which is
+    full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there),
     "context"}."""
     bundle = open_bundle(Path(request["bundle"]))
     process = resident()
@@ -49,11 +49,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         deep += _decode(session, last)
     session.prefill(tokens[session.position :])
     cache = sum(buffer.nbytes for buffer in session.cache.values())
-    # The vocabulary's table, where it was unpacked: looked up in, and no part of a product.
-    unpacked = session.unpacked
-    rows = [unpacked.array(name) for name in unpacked.names] if unpacked is not None else []
-    table = max((array.nbytes for array in rows if len(array) == bundle.manifest.model.vocab_size), default=0)
-    held = resident() - mapped_bytes(bundle.path / WEIGHTS_NAME) - after_tokenizer - cache - table
+    held = resident() - mapped_bytes(bundle.path / WEIGHTS_NAME) - after_tokenizer - cache
     return {
         "process_bytes": process,
         "tokenizer_bytes": after_tokenizer - process,

@@ -19,7 +19,8 @@ import onnxruntime
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
-from edge_svd.runtime.schema import KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
+from edge_svd.runtime.schema import EMBEDDED, KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
+from edge_svd.runtime.token_rows import TokenRows, token_rows
 from edge_svd.runtime.unpack import unpacked
 from edge_svd.runtime.unpacked_rows import UnpackedRows
 
@@ -50,9 +51,11 @@ def open_onnx(
     spinning: bool,
     arena: bool,
     disabled_optimizers: Sequence[str] = (),
+    own_rows: bool = False,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session whose weights stay mapped, packed matrices unpacked for it.
 
+    With `own_rows` it takes the first hidden state as an input where it can (`rows_of`).
     BundleError if onnxruntime refuses the graph, or it is not what the manifest says.
     """
     if threads is not None and threads < 1:
@@ -67,7 +70,9 @@ def open_onnx(
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     bundle.check_unchanged()
     try:
-        model, rows = unpacked_model(bundle.path, name, bundle.read(name), options)
+        graph = bundle.read(name)
+        table = token_rows(graph, bundle.path / WEIGHTS_NAME) if own_rows else None
+        model, rows = unpacked_model(bundle.path, name, table.graph if table else graph, options, changed=bool(table))
         with large_blocks_returned():
             session = onnxruntime.InferenceSession(
                 model,
@@ -86,6 +91,7 @@ def open_onnx(
             f"onnxruntime {onnxruntime.__version__} refuses {name} of the bundle {bundle.path} ({message})."
         ) from None
     bundle.check_unchanged()
+    session.edge_svd_rows = table
     check_graph(session, bundle, name)
     if rows is not None:
         session.edge_svd_unpacked = rows  # must outlive the session
@@ -93,12 +99,19 @@ def open_onnx(
     return session
 
 
+def rows_of(session: onnxruntime.InferenceSession) -> TokenRows | None:
+    """What computes the first hidden state for a session, None where its graph does that."""
+    found: TokenRows | None = getattr(session, "edge_svd_rows", None)
+    return found
+
+
 def unpacked_model(
-    folder: Path, name: str, graph: bytes, options: onnxruntime.SessionOptions
+    folder: Path, name: str, graph: bytes, options: onnxruntime.SessionOptions, *, changed: bool = False
 ) -> tuple[str | bytes, UnpackedRows | None]:
     """What to make a session of, with `options`, from the graph `name` of a bundle's folder, and what must outlive it.
 
-    The path of the graph; the graph itself where matrices had to be unpacked, and those, which `options` refer to.
+    The path of the graph; the graph itself where it is `changed` from the file's or matrices had to be unpacked, and
+    those, which `options` refer to.
     """
     path = folder / WEIGHTS_NAME
     if not path.stat().st_size:
@@ -106,8 +119,10 @@ def unpacked_model(
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     graph, made = unpacked(graph, np.frombuffer(mapped, np.uint8), name)
+    if made or changed:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     if not made:
-        return str(folder / name), None
+        return (graph if changed else str(folder / name)), None
     rows, values = UnpackedRows(made), []
     for key in made:
         values.append(rows.make(key))
@@ -115,7 +130,6 @@ def unpacked_model(
             mapped.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
     release_free_memory()
     options.add_external_initializers(list(made), values)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return graph, rows
 
 
@@ -153,6 +167,9 @@ def check_graph(session: onnxruntime.InferenceSession, bundle: Bundle, name: str
     for key, value in wanted.items():
         if key.startswith("past_key_values."):
             wanted_outputs["present." + key.removeprefix("past_key_values.")] = value
+    rows = rows_of(session)
+    if rows is not None:
+        wanted[EMBEDDED] = ("tensor(float)", (None, None, rows.width))
     wanted = {key: value for key, value in wanted.items() if key in found or key != "position_ids"}
     for what, have, want in (("input", found, wanted), ("output", outputs, wanted_outputs)):
         for key in sorted(set(have) ^ set(want)):
@@ -205,8 +222,15 @@ class Session:
         self.position = 0
         self._vocabulary = model.vocab_size
         self._session = open_onnx(
-            bundle, MODEL_NAME, threads=threads, spinning=spinning, arena=arena, disabled_optimizers=disabled_optimizers
+            bundle,
+            MODEL_NAME,
+            threads=threads,
+            spinning=spinning,
+            arena=arena,
+            disabled_optimizers=disabled_optimizers,
+            own_rows=True,
         )
+        self._rows = rows_of(self._session)
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._mask = np.ones((1, self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]
@@ -306,6 +330,9 @@ class Session:
         if self._has_positions:
             binding.bind_input("position_ids", "cpu", 0, np.int64, (1, count), self._positions[0, start:].ctypes.data)
         try:
+            if self._rows is not None:
+                embedded = self._rows(tokens)
+                binding.bind_input(EMBEDDED, "cpu", 0, np.float32, embedded.shape, embedded.ctypes.data)
             self._session.run_with_iobinding(binding)
         except Exception as error:
             message = str(error).replace("\n", " ")[:300]

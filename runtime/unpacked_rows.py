@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime.memory import release_free_memory
-from edge_svd.runtime.schema import KV_DTYPES
+from edge_svd.runtime.schema import EMBEDDED, KV_DTYPES
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -87,6 +87,9 @@ def _outputs(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
     for item in session.get_inputs():
         if item.name in rows:
             feeds[item.name] = np.array([rows[item.name]], np.int64)
+        elif item.name == EMBEDDED:
+            width = item.shape[2]
+            feeds[item.name] = np.sin(np.arange(1, count * width + 1, dtype=np.float32)).reshape(1, count, width)
         else:
             feeds[item.name] = np.zeros((1, item.shape[1], 0, item.shape[3]), CACHE_TYPES[item.type])
     return np.asarray(session.run([session.get_outputs()[0].name], feeds)[0])

@@ -8,8 +8,9 @@ into lie beside what onnxruntime makes of them; and at the end of a full context
 
 - MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
   packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
-  from are given back, but for a table that a Gather reads too: an embedding stays mapped whole once a context has
-  touched it, since the kernel maps sixteen pages around every row. A table that was unpacked is anonymous instead.
+  from are given back. Rows of the token table are read from the file one by one (`runtime.token_rows`), so that of the
+  table only what a tied head packed is resident.
+- While a matrix is packed, what it is packed from is resident too, which matters for the vocabulary's.
 - The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
 - A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
   products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.
@@ -20,18 +21,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edge_svd.architectures import sites_of
+from edge_svd.architectures import Site, sites_of
 from edge_svd.described import Described
 from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
-from edge_svd.planner.products import Product, calls
+from edge_svd.planner.products import Product, calls, multiplied
 
 FLOAT_BYTES = 4
 HALF_BYTES = 2
-FAULT_AROUND = 64 * 1024
-"""Bytes that Linux maps around a file page that is touched."""
-
 REUSE = 30
 """A freed buffer serves a request of up to half its size, so with many different widths fewer buffers stay: their sum S
 counts as S / (1 + S / (REUSE * widest)). Fitted on plans of 0 to 29,000 numbers of different widths a token."""
@@ -42,7 +40,7 @@ PACKED_GROUPS = {2: 4}
 QUANTISED = 1.5
 """Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
 
-PARTS = ("process", "tokenizer", "embedding", "weights", "unpacking", "KV cache", "activations", "reserve")
+PARTS = ("process", "tokenizer", "embedding", "weights", "loading", "KV cache", "activations", "reserve")
 
 RESERVE = 0.01
 """Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
@@ -92,9 +90,17 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
     return product.rows * (numbers + zeros + values) + costs.product_bytes
 
 
-def unpacked_bytes(shape: tuple[int, int], fmt: SiteFormat) -> int:
-    """Anonymous bytes of the int8 rows that a code is turned into, held until onnxruntime has packed them."""
-    return shape[0] * padded(shape[1]) if fmt.kind in CODED else 0
+def loaded_bytes(architecture: Described, site: Site, fmt: SiteFormat) -> int:
+    """Resident bytes, until the session is made, beside what is packed of a matrix.
+
+    The int8 rows that a code is turned into; and of the vocabulary's, which is the largest and comes when most else is
+    packed, what onnxruntime reads meanwhile: its copy of those rows, or the mapped file.
+    """
+    if not multiplied(site, architecture):
+        return 0
+    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(site.shape, fmt).products)
+    rows = stored if fmt.kind in CODED else 0
+    return rows + (stored if site.type in ("embedding", "lm_head") else 0)
 
 
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
@@ -108,16 +114,9 @@ def cache_bytes(architecture: Described, context: int, item_bytes: int) -> int:
     return 2 * a.num_layers * a.num_kv_heads * a.head_dim * context * item_bytes
 
 
-def table_bytes(
-    architecture: Described, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts, load: Load
-) -> int:
-    """Resident bytes of the token embedding [vocabulary, hidden]: mapped rows, and the head's packed copy if tied."""
-    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(shape, fmt).products)
-    if fmt.kind in CODED:
-        return stored + (matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0)
-    if architecture.tied_embeddings:
-        return stored + matrix_bytes(shape, fmt, costs)
-    return min(stored, load.context * FAULT_AROUND)
+def table_bytes(architecture: Described, shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
+    """Resident bytes of the token embedding [vocabulary, hidden]: the head's packed copy if tied."""
+    return matrix_bytes(shape, fmt, costs) if architecture.tied_embeddings else 0
 
 
 def position_bytes(architecture: Described, load: Load) -> int:
@@ -175,8 +174,9 @@ def loading_memory(
     architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load
 ) -> Memory:
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
-    rows = sum(unpacked_bytes(site.shape, formats[site.name]) for site in sites_of(architecture) if not site.tied_to)
-    return _with_reserve(_held(architecture, formats, costs, load) | {"unpacking": rows})
+    owners = [site for site in sites_of(architecture) if not site.tied_to]
+    rows = sum(loaded_bytes(architecture, site, formats[site.name]) for site in owners)
+    return _with_reserve(_held(architecture, formats, costs, load) | {"loading": rows})
 
 
 def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:
@@ -187,7 +187,7 @@ def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: Mem
         if site.tied_to:
             continue
         if site.type == "embedding":
-            embedding += table_bytes(architecture, site.shape, formats[site.name], costs, load)
+            embedding += table_bytes(architecture, site.shape, formats[site.name], costs)
             continue
         for product in calls(site.shape, formats[site.name]).products:
             weights += product_bytes(product, costs)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edge_svd.architectures import Site
+from edge_svd.described import Described
 from edge_svd.formats import LOW_BLOCK, NARROW_BLOCK, SiteFormat, padded
 
 
@@ -116,3 +118,8 @@ def calls(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
 def products(shape: tuple[int, int], fmt: SiteFormat) -> tuple[Product, ...]:
     """The MatMulNBits calls of an m x n matrix in this format, in the order they run."""
     return calls(shape, fmt).products
+
+
+def multiplied(site: Site, architecture: Described) -> bool:
+    """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
+    return not site.tied_to and (site.type != "embedding" or architecture.tied_embeddings)

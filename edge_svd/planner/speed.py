@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_svd.architectures import Site, sites_of
+from edge_svd.architectures import sites_of
 from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
 from edge_svd.planner.memory import FLOAT_BYTES, cache_bytes, product_bytes
-from edge_svd.planner.products import Product, calls
+from edge_svd.planner.products import Product, calls, multiplied
 
 
 def product_seconds(product: Product, profile: Profile) -> float:
@@ -34,11 +34,6 @@ def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) ->
 def merged_seconds(profile: Profile) -> float:
     """What is saved where a matrix is computed in the product of another one that reads the same input."""
     return 0.0 if profile.speed is None else profile.speed.launch_s
-
-
-def multiplied(site: Site, architecture: Described) -> bool:
-    """Whether decoding multiplies with a matrix of its own: an embedding that no head shares is only looked up in."""
-    return not site.tied_to and (site.type != "embedding" or architecture.tied_embeddings)
 
 
 def other_seconds(architecture: Described, profile: Profile, context: int) -> float:

@@ -17,12 +17,12 @@ from edge_svd.formats import SiteFormat
 from edge_svd.planner.memory import (
     Load,
     Memory,
+    loaded_bytes,
     loading_memory,
     matrix_bytes,
     peak_memory,
     running_memory,
     table_bytes,
-    unpacked_bytes,
 )
 from edge_svd.planner.speed import decode_seconds, matrix_seconds, merged_seconds, multiplied
 
@@ -107,13 +107,13 @@ class Setting:
 
     def loading_bytes(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to the peak of loading."""
-        return self.resident_bytes(name, fmt) + unpacked_bytes(self.sites[name].shape, fmt)
+        return self.resident_bytes(name, fmt) + loaded_bytes(self.architecture, self.sites[name], fmt)
 
     def resident_bytes(self, name: str, fmt: SiteFormat) -> int:
         """What one matrix adds to the peak of a full context."""
         site, costs = self.sites[name], self.profile.memory
         if site.type == "embedding":
-            return table_bytes(self.architecture, site.shape, fmt, costs, self.load)
+            return table_bytes(self.architecture, site.shape, fmt, costs)
         return matrix_bytes(site.shape, fmt, costs)
 
     @cached_property
