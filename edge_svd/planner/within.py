@@ -76,12 +76,13 @@ def _best(draft: Draft, limits: Sequence[Limit], scores: Sequence[Sequence[float
     settled = [(made, of) for made, of in found if made is not None]
     if not settled:
         return None
-    best, of = min(settled, key=lambda made: made[0].score)
-    # A width that passes between two products takes a buffer, however few matrices have it: no candidate's own cost.
-    plain = of.only(lambda at, i: not draft.widths(at, i))
-    if plain.left != of.left and any(limit.name == MEMORY for limit in limits):
-        best = min((best, _settled(draft, limits, plain) or best), key=lambda made: made.score)
-    return best
+    if any(limit.name == MEMORY for limit in limits):
+        # A width that passes between two products takes a buffer, however few matrices have it: no candidate's own
+        # cost.
+        plain = [(of, of.only(lambda at, i: not draft.widths(at, i))) for _, of in settled]
+        found = [(_settled(draft, limits, made), made) for of, made in plain if made.left != of.left]
+        settled += [(made, of) for made, of in found if made is not None]
+    return min((made for made, _ in settled), key=lambda made: made.score)
 
 
 def _small(limits: Sequence[Limit]) -> bool:

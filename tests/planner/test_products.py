@@ -128,7 +128,7 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
     )
     loading = [loading_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
     head = "embedding" if architecture.tied_embeddings else "lm_head"
-    read = sum(math.prod(site.shape) for site in sites_of(architecture) if site.type == head)
+    read = sum(round(0.8 * math.prod(site.shape)) for site in sites_of(architecture) if site.type == head)
     assert loading[0].parts["loading"] == rows + read and loading[1].parts["loading"] == read
     assert loading[0].parts["KV cache"] == loading[0].parts["activations"] == 0
     running = [running_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
