@@ -264,3 +264,10 @@ def test_out_belongs_to_one_model_and_text(tiny_model: Path, tiny_text_file: Pat
     short = tmp_path / "short.txt"
     short.write_text("The river.")
     refused(peers(*arguments[:2], "--text", str(short), *arguments[4:], "--quick"), "tokens")
+
+
+def test_how_threads_wait_is_each_runtime_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    environment = contestants.worker_environment()
+    assert "OMP_WAIT_POLICY" not in environment and "PYTHONPATH" not in environment and "PATH" in environment
