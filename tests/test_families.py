@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,14 +110,14 @@ def test_a_precise_bundle_says_what_torch_says(
 def test_scales_and_norms_are_tuned(family: str, calibration: Calibration, cache: Path, tmp_path: Path) -> None:
     """Behind biases, which stay as they are."""
     opened = open_model(str(tiny_folder(tmp_path / family, family, **FAMILIES[family])))
-    statistics, text = run_calibration(opened, calibration)
+    statistics, text = run_calibration(opened, replace(calibration, windows=32))
     planning = Planning(candidates="int8,trellis,blocks-2")
-    plan = run_plan(opened, statistics, run_survey(opened, statistics, planning), planning, 126_000)
+    plan = run_plan(opened, statistics, run_survey(opened, statistics, planning), planning, 116_000)
     before = compress(opened, plan, statistics, tmp_path / "checkpoint")
     kept = {name: before.tensor(name) for name in before.names}
     own, held = split(len(text.ids))
     windows = torch.from_numpy(text.ids)
-    result = tune(opened, tmp_path / "checkpoint", windows[own], windows[held], steps=20)
+    result = tune(opened, tmp_path / "checkpoint", windows[own], windows[held], steps=60)
     assert result.kept and result.after < result.before
     after = Checkpoint.open(tmp_path / "checkpoint")
     changed = {name for name, value in kept.items() if (after.tensor(name) != value).any()}
