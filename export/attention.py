@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edge_svd.architectures import Architecture, cache_scale
 from edge_svd.export.graph import FLOAT, INT32, INT64, MICROSOFT, Builder
+from edge_svd.runtime.schema import COLUMNS
 
 MASKED = 1e9
 """Subtracted from the scores of masked keys: finite, so that a row of padding alone gives numbers and not NaN."""
@@ -50,19 +51,22 @@ def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value, positions: ir.Valu
 
 
 def last_columns(builder: Builder, ids: ir.Value, mask: ir.Value) -> ir.Value:
-    """Of input_ids int64 [batch, sequence], the column of each row's last token that is not masked, int64 [batch, 1].
+    """Of input_ids int64 [batch, sequence], the column of each row's last unmasked token, int64 [batch, 1, 1].
 
     onnxruntime-genai pads prompts of unequal lengths on the right, where the last column is padding.
     """
     b = builder
     start = b.op("Neg", b.op("Shape", ids, start=1, end=2))
     current = b.op("Slice", mask, start, *(b.constant([value], np.int64) for value in (2**63 - 1, 1)))
-    return b.op("ArgMax", b.op("Cast", current, to=int(INT32)), axis=1, keepdims=1, select_last_index=1)
+    columns = b.op("ArgMax", b.op("Cast", current, to=int(INT32)), axis=1, keepdims=1, select_last_index=1)
+    columns = b.op("Unsqueeze", columns, b.constant([2], np.int64))
+    columns.name = COLUMNS
+    return columns
 
 
 def rows_at(builder: Builder, x: ir.Value, columns: ir.Value) -> ir.Value:
-    """x [batch, sequence, width] at one column a row, int64 [batch, 1] → [batch, 1, width]."""
-    return builder.op("Unsqueeze", builder.op("GatherND", x, columns, batch_dims=1), builder.constant([1], np.int64))
+    """x [batch, sequence, width] at some columns of each row, int64 [batch, columns, 1] → [batch, columns, width]."""
+    return builder.op("GatherND", x, columns, batch_dims=1)
 
 
 def rotary_tables(builder: Builder, architecture: Architecture, key: str, context: int) -> tuple[ir.Value, ir.Value]:

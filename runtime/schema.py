@@ -30,6 +30,9 @@ MAX_MANIFEST_BYTES = 16_000_000
 EMBEDDED = "inputs_embeds"
 """The graph's value of the first hidden state, which our runtime computes itself where it can."""
 
+COLUMNS = "logit_columns"
+"""The graph's value of the columns whose logits are wanted, int64 [batch, columns, 1]."""
+
 KV_DTYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 """What a KV cache may hold: numpy's name → onnxruntime's."""
 

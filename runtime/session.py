@@ -7,6 +7,7 @@ token reached cost no memory.
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
+from edge_svd.runtime.decoding_graph import DecodingGraph, decoding_graph
 from edge_svd.runtime.errors import BundleError, Failure, InputError
+from edge_svd.runtime.lookup import MOST, guess
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
-from edge_svd.runtime.schema import EMBEDDED, KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
-from edge_svd.runtime.token_rows import TokenRows, token_rows
+from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
 from edge_svd.runtime.unpack import unpacked
 from edge_svd.runtime.unpacked_rows import UnpackedRows
 
@@ -51,11 +53,11 @@ def open_onnx(
     spinning: bool,
     arena: bool,
     disabled_optimizers: Sequence[str] = (),
-    own_rows: bool = False,
+    decoding: bool = False,
 ) -> onnxruntime.InferenceSession:
     """An onnxruntime session whose weights stay mapped, packed matrices unpacked for it.
 
-    With `own_rows` it takes the first hidden state as an input where it can (`rows_of`).
+    With `decoding` it takes the first hidden state and the columns of the logits as inputs where it can (`cut_of`).
     BundleError if onnxruntime refuses the graph, or it is not what the manifest says.
     """
     if threads is not None and threads < 1:
@@ -71,8 +73,10 @@ def open_onnx(
     bundle.check_unchanged()
     try:
         graph = bundle.read(name)
-        table = token_rows(graph, bundle.path / WEIGHTS_NAME) if own_rows else None
-        model, rows = unpacked_model(bundle.path, name, table.graph if table else graph, options, changed=bool(table))
+        cut = DecodingGraph(graph)
+        if decoding:
+            cut = decoding_graph(graph, bundle.path / WEIGHTS_NAME, bundle.manifest.decoder.vocab_size)
+        model, rows = unpacked_model(bundle.path, name, cut.graph, options, changed=cut.changed)
         with large_blocks_returned():
             session = onnxruntime.InferenceSession(
                 model,
@@ -91,7 +95,7 @@ def open_onnx(
             f"onnxruntime {onnxruntime.__version__} refuses {name} of the bundle {bundle.path} ({message})."
         ) from None
     bundle.check_unchanged()
-    session.edge_svd_rows = table
+    session.edge_svd_cut = dataclasses.replace(cut, graph=b"")
     check_graph(session, bundle, name)
     if rows is not None:
         session.edge_svd_unpacked = rows  # must outlive the session
@@ -99,9 +103,9 @@ def open_onnx(
     return session
 
 
-def rows_of(session: onnxruntime.InferenceSession) -> TokenRows | None:
-    """What computes the first hidden state for a session, None where its graph does that."""
-    found: TokenRows | None = getattr(session, "edge_svd_rows", None)
+def cut_of(session: onnxruntime.InferenceSession) -> DecodingGraph:
+    """What a session of `open_onnx` takes as inputs instead of computing it."""
+    found: DecodingGraph = session.edge_svd_cut
     return found
 
 
@@ -167,9 +171,11 @@ def check_graph(session: onnxruntime.InferenceSession, bundle: Bundle, name: str
     for key, value in wanted.items():
         if key.startswith("past_key_values."):
             wanted_outputs["present." + key.removeprefix("past_key_values.")] = value
-    rows = rows_of(session)
-    if rows is not None:
-        wanted[EMBEDDED] = ("tensor(float)", (None, None, rows.width))
+    cut = cut_of(session)
+    if cut.rows is not None:
+        wanted[EMBEDDED] = ("tensor(float)", (None, None, cut.rows.width))
+    if cut.columns:
+        wanted[COLUMNS] = ("tensor(int64)", (None, None, 1))
     wanted = {key: value for key, value in wanted.items() if key in found or key != "position_ids"}
     for what, have, want in (("input", found, wanted), ("output", outputs, wanted_outputs)):
         for key in sorted(set(have) ^ set(want)):
@@ -204,14 +210,18 @@ class Session:
         threads: int | None = None,
         spinning: bool = True,
         arena: bool = True,
+        lookup: bool = True,
         disabled_optimizers: Sequence[str] = (),
     ) -> None:
         """Load model.onnx with a cache for `context` tokens (default: min(2048, the model's)).
 
         `spinning` keeps threads awake between operators: a third faster, more power. `arena` is onnxruntime's pooled
         allocator: without it prompts are a quarter slower, because every pass maps its buffers anew, and the peak of a
-        full context is the same. InputError on a context outside the model's, BundleError if the graph is
-        not what it claims.
+        full context is the same. With `lookup`, `step` computes tokens that may follow along with the one it is given,
+        guessed from the text so far (`lookup.guess`), and has their logits ready if they do follow: faster where text
+        repeats, the same tokens but for rounding in the last bits.
+
+        InputError on a context outside the model's, BundleError if the graph is not what it claims.
         """
         model = bundle.manifest.decoder
         limit = model.max_context
@@ -228,16 +238,22 @@ class Session:
             spinning=spinning,
             arena=arena,
             disabled_optimizers=disabled_optimizers,
-            own_rows=True,
+            decoding=True,
         )
-        self._rows = rows_of(self._session)
+        cut = cut_of(self._session)
+        self._rows, self._columns = cut.rows, cut.columns
+        self._lookup = lookup and self._columns
+        self._first = self._computed = 0
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._mask = np.ones((1, self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]
         self._ids = np.zeros((1, self.context), np.int64)
-        self._logits = np.zeros((1, 1, self._vocabulary), np.float32)
+        self._logits = np.zeros((1 + MOST if self._lookup else 1, self._vocabulary), np.float32)
+        self._outputs = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(self._logits[None, : rows + 1])
+            for rows in range(len(self._logits))
+        ]
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_output("logits", onnxruntime.OrtValue.ortvalue_from_numpy(self._logits))
         shape = (1, model.num_kv_heads, self.context, model.head_dim)
         self.cache: dict[str, np.ndarray[Any, Any]] = {}
         for layer in range(model.num_layers):
@@ -276,25 +292,35 @@ class Session:
         if tokens.ndim != 1 or tokens.size == 0:
             raise InputError("The prompt is empty; give at least one token.")
         self._check(tokens)
-        logits = self._logits[0, 0]
         for start in range(0, len(tokens), chunk):
-            logits = self._run(tokens[start : start + chunk])
-        return logits
+            self._run(tokens[start : start + chunk])
+        return self._row()
 
     def step(self, token: int) -> Logits:
         """Append one token; returns the logits after it (a view that the next call overwrites).
 
         Errors as in `prefill`.
         """
+        start = self.position
+        if start < self._computed and self._ids[0, start] == token:
+            self.position += 1
+            return self._row()
         tokens = np.array([token], dtype=np.int64)
         self._check(tokens)
-        return self._run(tokens)
+        if self._lookup:
+            self._ids[0, start] = token
+            guessed = guess(self._ids[0, : start + 1])[: self.context - start - 1]
+            self._run(np.concatenate([tokens, guessed]), rows=1 + len(guessed))
+            self.position = start + 1
+        else:
+            self._run(tokens)
+        return self._row()
 
     def truncate(self, length: int = 0) -> None:
         """Forget all but the first `length` tokens; InputError if the cache holds fewer."""
         if not 0 <= length <= self.position:
             raise InputError(f"The cache holds {self.position} tokens, so it cannot be cut to {length}.")
-        self.position = length
+        self.position = self._computed = length
 
     def slide(self, *, first: int = SINKS, chunk: int = DEFAULT_CHUNK) -> None:
         """Make room: forget all but the first `first` tokens, at most a quarter of the context, and the latest half.
@@ -320,7 +346,14 @@ class Session:
                 "shorter text."
             )
 
-    def _run(self, tokens: np.ndarray[Any, Any]) -> Logits:
+    def _row(self) -> Logits:
+        """The logits after the last token."""
+        row: Logits = self._logits[self.position - self._first]
+        return row
+
+    def _run(self, tokens: np.ndarray[Any, Any], rows: int = 1) -> None:
+        """Append tokens; the logits after the last `rows` of them are in `_logits` then, the first of them for position
+        `_first`."""
         count, start = len(tokens), self.position
         total = start + count
         self._ids[0, start:total] = tokens
@@ -329,6 +362,11 @@ class Session:
         binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
         if self._has_positions:
             binding.bind_input("position_ids", "cpu", 0, np.int64, (1, count), self._positions[0, start:].ctypes.data)
+        if self._columns:
+            columns = self._positions[0, count - rows :]
+            binding.bind_input(COLUMNS, "cpu", 0, np.int64, (1, rows, 1), columns.ctypes.data)
+        binding.bind_ortvalue_output("logits", self._outputs[rows - 1])
+        self._computed = start  # what was there is written over
         try:
             if self._rows is not None:
                 embedded = self._rows(tokens)
@@ -337,8 +375,7 @@ class Session:
         except Exception as error:
             message = str(error).replace("\n", " ")[:300]
             raise Failure(f"onnxruntime failed at position {start} of the context ({message}).") from None
-        logits: Logits = self._logits[0, 0]
-        if not np.isfinite(logits).all():
+        if not np.isfinite(self._logits[:rows]).all():
             raise Failure(f"The logits after position {total - 1} are not finite; the bundle's weights are unusable.")
-        self.position = total
-        return logits
+        self.position = self._computed = total
+        self._first = total - rows + 1

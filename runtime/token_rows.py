@@ -2,36 +2,22 @@
 
 In the graph, Gather reads a mapping of the file, and Linux maps sixteen pages and more around every row: after a few
 hundred tokens the whole table is resident, beside what the output head packed of the same bytes. So our runtime cuts
-the part of the graph that turns input_ids into the first hidden state off, computes it in numpy, operator by operator,
-and reads no more of the file than the rows themselves.
+the part of the graph that turns input_ids into the first hidden state off (`decoding_graph`), computes it in numpy,
+operator by operator, and reads no more of the file than the rows themselves.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edge_svd.runtime.file_rows import CodedTable, FileRows
-from edge_svd.runtime.onnx_external import walk
-from edge_svd.runtime.onnx_parts import (
-    GRAPH,
-    INITIALIZER,
-    INPUT,
-    NODE,
-    OUTPUT,
-    VALUE_INFO,
-    Node,
-    field_bytes,
-    node_at,
-    tagged,
-    tensor_at,
-    text_at,
-)
-from edge_svd.runtime.onnx_writer import FLOAT, value
+from edge_svd.runtime.graph_cut import Parts
+from edge_svd.runtime.onnx_parts import Node
 from edge_svd.runtime.schema import EMBEDDED
 from edge_svd.runtime.unpack import DOMAIN
 
@@ -42,43 +28,30 @@ Operator = Callable[[list[Array], Mapping[str, int | str]], Array]
 _CASTS: dict[int | str, type] = {1: np.float32, 6: np.int32, 7: np.int64}
 
 
-NAMES = {INITIALIZER: 8, VALUE_INFO: 1}
-"""What is said of values in a graph → the field of their name."""
-
 KEPT = 1 << 20
 """Bytes of a tensor that is kept whole: scales, which would each cost a read of a few bytes."""
 
 
 class TokenRows:
-    """input_ids → what the graph's value `EMBEDDED` would be, to the last bit; `graph` is what is left without it."""
+    """input_ids → what the graph's value `EMBEDDED` would be, to the last bit."""
 
-    def __init__(self, graph: bytes, data: Path) -> None:
-        """`graph` has passed `check_external_data`, `data` is the data file, kept open.
+    def __init__(self, graph: Parts, data: Path) -> None:
+        """`data` is the data file, kept open.
 
         ValueError or KeyError for a graph without that value, or where it is computed in a way not known here.
         """
-        outer = list(walk(graph, 0, len(graph)))
-        spans = [(start, stop) for field, wire, start, stop in outer if field == GRAPH and wire == 2]
-        if len(spans) != 1:
-            raise ValueError("not one graph")
-        inner = list(walk(graph, *spans[0]))
-        places = {field: [item[2:] for item in inner if item[0] == field] for field in (NODE, INITIALIZER, OUTPUT)}
-        nodes = {start: node_at(graph, start, stop) for start, stop in places[NODE]}
-        makers = {name: node for node in nodes.values() for name in node.outputs if name}
-        tensors = {text_at(graph, *place, 8): place for place in places[INITIALIZER]}
-        steps = needed(makers, [EMBEDDED], ["input_ids"])
+        steps = graph.needed([EMBEDDED], ["input_ids"])
         if not steps:
             raise ValueError("no value of that name")
-        self._file = open(data, "rb")  # noqa: SIM115: rows are read as long as the session lives
+        self._file = open(data, "rb")  # noqa: SIM115 - rows are read as long as the session lives
         self._known: dict[str, Value] = {}
         self._steps: list[Node] = []
         for node in steps:
             for name in node.inputs:
-                if name in tensors and name not in self._known:
-                    tensor = tensor_at(graph, *tensors[name])
-                    if tensor.raw is not None:
-                        self._known[name] = tensor.numbers(tensor.raw).reshape(tensor.shape)
-                        continue
+                tensor = None if name in self._known else graph.tensor(name)
+                if tensor is not None and tensor.raw is not None:
+                    self._known[name] = tensor.numbers(tensor.raw).reshape(tensor.shape)
+                elif tensor is not None:
                     rows = FileRows(self._file.fileno(), tensor)
                     self._known[name] = rows.whole() if tensor.length <= KEPT else rows
             if node.domain == DOMAIN:
@@ -90,19 +63,6 @@ class TokenRows:
             else:
                 self._steps.append(node)
         self.width = self(np.zeros(1, np.int64)).shape[-1]
-
-        kept = needed(makers, [text_at(graph, *place, 1) for place in places[OUTPUT]], [EMBEDDED])
-        read = {name for node in kept for name in node.inputs}
-        ours = {id(node) for node in kept}
-        parts = [
-            field_bytes(field, wire, graph, start, stop)
-            for field, wire, start, stop in inner
-            if not (field == NODE and id(nodes[start]) not in ours)
-            and not (field in NAMES and text_at(graph, start, stop, NAMES[field]) not in read)
-        ]
-        parts.append(tagged(INPUT, value(EMBEDDED, FLOAT, ("batch", "sequence", self.width))))
-        others = [field_bytes(*item[:2], graph, *item[2:]) for item in outer if item[0] != GRAPH]
-        self.graph = b"".join(others) + tagged(GRAPH, b"".join(parts))
 
     def __call__(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """[n] → float32 [1, n, width]; IndexError for an id outside the table."""
@@ -131,7 +91,7 @@ class TokenRows:
         return OPERATORS[node.kind](arrays, node.attributes)  # type: ignore[arg-type]
 
 
-def token_rows(graph: bytes, data: Path) -> TokenRows | None:
+def token_rows(graph: Parts, data: Path) -> TokenRows | None:
     """None where the system cannot read at an offset, or the graph computes its first hidden state in another way."""
     if not hasattr(os, "pread"):
         return None
@@ -139,23 +99,6 @@ def token_rows(graph: bytes, data: Path) -> TokenRows | None:
         return TokenRows(graph, data)
     except (KeyError, ValueError, IndexError, EOFError):
         return None
-
-
-def needed(makers: Mapping[str, Node], names: Collection[str], given: Collection[str]) -> list[Node]:
-    """The nodes that `names` need, in an order in which they can run, without those that make what is `given`."""
-    found: dict[int, Node] = {}
-    work = [(name, False) for name in names]
-    while work:
-        name, ready = work.pop()
-        node = makers.get(name)
-        if node is None or name in given or id(node) in found:
-            continue
-        if ready:
-            found[id(node)] = node
-        else:
-            work.append((name, True))
-            work += [(source, False) for source in node.inputs]
-    return list(found.values())
 
 
 def _reshape(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:

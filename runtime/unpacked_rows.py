@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime.memory import release_free_memory
-from edge_svd.runtime.schema import EMBEDDED, KV_DTYPES
+from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -87,6 +87,8 @@ def _outputs(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
     for item in session.get_inputs():
         if item.name in rows:
             feeds[item.name] = np.array([rows[item.name]], np.int64)
+        elif item.name == COLUMNS:
+            feeds[item.name] = np.full((1, 1, 1), count - 1, np.int64)
         elif item.name == EMBEDDED:
             width = item.shape[2]
             feeds[item.name] = np.sin(np.arange(1, count * width + 1, dtype=np.float32)).reshape(1, count, width)

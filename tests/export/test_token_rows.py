@@ -16,7 +16,9 @@ from edge_svd.export import export_bundle
 from edge_svd.formats import SiteFormat
 from edge_svd.runtime import token_rows as module
 from edge_svd.runtime.bundle import open_bundle
+from edge_svd.runtime.decoding_graph import DecodingGraph, decoding_graph
 from edge_svd.runtime.errors import Failure
+from edge_svd.runtime.graph_cut import Parts
 from edge_svd.runtime.schema import EMBEDDED
 from edge_svd.runtime.session import Session
 from edge_svd.runtime.token_rows import TokenRows, token_rows
@@ -43,7 +45,7 @@ def made(folder: Path, family: str, table: SiteFormat, **changes: Any) -> tuple[
 
 
 def opened(bundle: Path) -> TokenRows:
-    return TokenRows((bundle / "model.onnx").read_bytes(), bundle / "model.onnx.data")
+    return TokenRows(Parts((bundle / "model.onnx").read_bytes()), bundle / "model.onnx.data")
 
 
 @pytest.fixture(params=(0, module.KEPT), ids=("read", "kept"))
@@ -83,7 +85,8 @@ def test_a_table_of_its_own_leaves_the_graph(tmp_path: Path) -> None:
     """What only the embedding reads is not there any more; what is tied is."""
     for tied in (True, False):
         bundle, _ = made(tmp_path / str(tied), "llama", TABLES["groups"], tie_word_embeddings=tied)
-        graph = opened(bundle).graph
+        file = (bundle / "model.onnx").read_bytes()
+        graph = decoding_graph(file, bundle / "model.onnx.data", 96).graph
         assert (b"model.embed_tokens.order" in graph) == tied
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -95,11 +98,11 @@ def test_a_table_of_its_own_leaves_the_graph(tmp_path: Path) -> None:
 def test_other_graphs_are_left_as_they_are(tmp_path: Path) -> None:
     bundle, a = made(tmp_path, "llama", INT8)
     graph, data = (bundle / "model.onnx").read_bytes(), bundle / "model.onnx.data"
-    assert token_rows(graph, data) is not None
+    assert token_rows(Parts(graph), data) is not None
     for change in ((b"inputs_embeds", b"inputs_embedz"), (b"\x22\x03Sub", b"\x22\x03Div")):
         assert graph.count(change[0])
-        assert token_rows(graph.replace(*change), data) is None
-    assert token_rows(b"", data) is None
+        assert token_rows(Parts(graph.replace(*change)), data) is None
+    assert decoding_graph(b"", data, 96) == DecodingGraph(b"")
 
 
 @pytest.mark.parametrize("table", ("int8", "groups"))
