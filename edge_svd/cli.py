@@ -22,6 +22,7 @@ from edge_svd.cli_options import (
     Force,
     Json,
     KvCache,
+    Lookup,
     Method,
     MinDecode,
     Ram,
@@ -391,6 +392,7 @@ def run(
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     context: Context = None,
     threads: Threads = 2,
+    lookup: Lookup = True,
     json: Json = False,
 ) -> None:
     """Continue a prompt, streaming; the bundle of a sentence encoder prints the prompt's embedding as JSON."""
@@ -408,6 +410,7 @@ def run(
         seed=seed,
         context=context,
         threads=threads,
+        lookup=lookup,
         template=chat,
     )
     return Output(json).stream(pieces)
@@ -423,13 +426,21 @@ def chat(
     seed: Seed = 0,
     context: Context = None,
     threads: Threads = 2,
+    lookup: Lookup = True,
     json: Json = False,
 ) -> None:
     """Converse with the model in its own chat template; one line of stdin is one message."""
     from edge_svd.runtime.commands import Conversation
 
     conversation = Conversation(
-        bundle, system=system, temperature=temperature, top_p=top_p, seed=seed, context=context, threads=threads
+        bundle,
+        system=system,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        context=context,
+        threads=threads,
+        lookup=lookup,
     )
     Output(json).converse(lambda message: conversation.reply(message, max_new_tokens=max_new_tokens))
 

@@ -11,6 +11,9 @@ MAX_SEED = 2**32 - 1
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output of ours that exists.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of onnxruntime.")]
+Lookup = Annotated[
+    bool, typer.Option("--lookup/--no-lookup", help="Guess repetitions and have them confirmed in one pass: faster.")
+]
 Sources = Annotated[
     list[str] | None,
     typer.Option(

@@ -34,14 +34,15 @@ def run(
     context: int | None = None,
     threads: int | None = None,
     chunk: int = DEFAULT_CHUNK,
+    lookup: bool = True,
     template: bool = False,
     special_tokens: bool = True,
 ) -> Iterator[str]:
     """Continue a prompt; yields pieces of text as they come.
 
-    `template` treats the prompt as a user's question in the model's chat template; otherwise `special_tokens` puts what
-    the model's tokenizer asks for (BOS) before it. Arguments and bundle are checked, and the model is loaded, before
-    this returns.
+    With `lookup`, what repeats is guessed (`Session`). `template` treats the prompt as a user's question in the model's
+    chat template; otherwise `special_tokens` puts what the model's tokenizer asks for (BOS) before it. Arguments and
+    bundle are checked, and the model is loaded, before this returns.
     """
     sampler = Sampler(temperature, top_p, seed)
     opened = _opened(bundle)
@@ -54,7 +55,7 @@ def run(
         ids = tokenizer.encode(prompt, special_tokens=special_tokens)
     if not ids:
         raise InputError("The prompt is empty; give some text.")
-    session = Session(opened, context=context, threads=threads)
+    session = Session(opened, context=context, threads=threads, lookup=lookup)
     return tokenizer.stream(generate(session, ids, max_new_tokens=max_new_tokens, sampler=sampler, chunk=chunk))
 
 
@@ -77,6 +78,7 @@ class Conversation:
         context: int | None = None,
         threads: int | None = None,
         chunk: int = DEFAULT_CHUNK,
+        lookup: bool = True,
     ) -> None:
         """Load the model; InputError if it has no chat template."""
         self._sampler = Sampler(temperature, top_p, seed)
@@ -84,7 +86,7 @@ class Conversation:
         _ = opened.manifest.decoder
         self._tokenizer = load_tokenizer(opened)
         self._template = ChatTemplate.from_bundle(opened)
-        self._session = Session(opened, context=context, threads=threads)
+        self._session = Session(opened, context=context, threads=threads, lookup=lookup)
         self._chunk = chunk
         self._start = 0  # of the turns that the model still sees
         self.messages: list[Mapping[str, Any]] = [] if system is None else [{"role": "system", "content": system}]

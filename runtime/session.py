@@ -242,13 +242,13 @@ class Session:
         )
         cut = cut_of(self._session)
         self._rows, self._columns = cut.rows, cut.columns
-        self._lookup = lookup and self._columns
+        self.lookup = lookup
         self._first = self._computed = 0
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._mask = np.ones((1, self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]
         self._ids = np.zeros((1, self.context), np.int64)
-        self._logits = np.zeros((1 + MOST if self._lookup else 1, self._vocabulary), np.float32)
+        self._logits = np.zeros((1 + MOST if self._columns else 1, self._vocabulary), np.float32)
         self._outputs = [
             onnxruntime.OrtValue.ortvalue_from_numpy(self._logits[None, : rows + 1])
             for rows in range(len(self._logits))
@@ -307,7 +307,7 @@ class Session:
             return self._row()
         tokens = np.array([token], dtype=np.int64)
         self._check(tokens)
-        if self._lookup:
+        if self.lookup and self._columns:
             self._ids[0, start] = token
             guessed = guess(self._ids[0, : start + 1])[: self.context - start - 1]
             self._run(np.concatenate([tokens, guessed]), rows=1 + len(guessed))

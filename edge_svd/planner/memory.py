@@ -27,6 +27,7 @@ from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls, multiplied
+from edge_svd.runtime.lookup import MOST
 
 FLOAT_BYTES = 4
 HALF_BYTES = 2
@@ -154,7 +155,7 @@ def activation_bytes(architecture: Described, formats: Mapping[str, SiteFormat],
     mask = FLOAT_BYTES * chunk * load.context
     ropes = len({rope for rope in a.layer_ropes if rope})
     tables = FLOAT_BYTES * a.rotary_dim * load.context * ropes
-    logits = FLOAT_BYTES * a.vocab_size
+    logits = FLOAT_BYTES * a.vocab_size * (1 + MOST)
     return round(chunk * token + mask + tables + logits)
 
 
