@@ -33,7 +33,6 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             threads=request["threads"],
             spinning=request["spinning"],
             arena=request["arena"],
-            lookup=False,  # what it gains depends on the text, and this one is random
         )
         load_s = time.perf_counter() - started
         anonymous.sample()

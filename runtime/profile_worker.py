@@ -36,7 +36,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     tokenizer = load_tokenizer(bundle)
     after_tokenizer = resident()
     context = int(request["context"])
-    session = Session(bundle, context=context, threads=int(request["threads"]), lookup=False)
+    session = Session(bundle, context=context, threads=int(request["threads"]))
     tokens = np.random.default_rng(0).integers(0, tokenizer.vocab_size, context).tolist()
     session.prefill(tokens[:_SHALLOW], chunk=_SHALLOW)
     shallow, deep = [], []

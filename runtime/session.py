@@ -210,7 +210,7 @@ class Session:
         threads: int | None = None,
         spinning: bool = True,
         arena: bool = True,
-        lookup: bool = True,
+        lookup: bool = False,
         disabled_optimizers: Sequence[str] = (),
     ) -> None:
         """Load model.onnx with a cache for `context` tokens (default: min(2048, the model's)).
@@ -219,7 +219,8 @@ class Session:
         allocator: without it prompts are a quarter slower, because every pass maps its buffers anew, and the peak of a
         full context is the same. With `lookup`, `step` computes tokens that may follow along with the one it is given,
         guessed from the text so far (`lookup.guess`), and has their logits ready if they do follow: faster where text
-        repeats, the same tokens but for rounding in the last bits.
+        repeats. Logits then differ as they do between prompts read in other chunks: last bits of sums, which rounded
+        activations can make more of, so where two tokens are all but equally likely another one may win.
 
         InputError on a context outside the model's, BundleError if the graph is not what it claims.
         """

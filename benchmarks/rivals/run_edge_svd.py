@@ -17,7 +17,7 @@ class EdgeSvd:
 
     def __init__(self, bundle: Bundle, request: Request) -> None:
         self.tokenizer = load_tokenizer(bundle)
-        self.session = Session(bundle, threads=request.threads, lookup=False)
+        self.session = Session(bundle, threads=request.threads)
 
     def reset(self) -> None:
         self.session.truncate()

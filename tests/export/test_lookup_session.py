@@ -88,7 +88,7 @@ def test_logits_whether_guesses_come_true_or_not(fmt: SiteFormat, tmp_path: Path
 
 
 def test_a_guess_that_comes_true_costs_no_pass(bundle: Bundle, passes: list[int]) -> None:
-    session = Session(bundle, threads=1, context=40)
+    session = Session(bundle, threads=1, context=40, lookup=True)
     session.prefill(PROMPT[:7])
     session.step(PROMPT[7])  # 5 6 7 stood before: 8, 9, 5 are guessed
     session.step(8)
@@ -117,7 +117,7 @@ def test_the_cache_after_a_guess(bundle: Bundle) -> None:
 
 
 def test_guesses_end_with_the_context(bundle: Bundle, passes: list[int]) -> None:
-    session = Session(bundle, threads=1, context=10)
+    session = Session(bundle, threads=1, context=10, lookup=True)
     session.prefill(PROMPT[:7])
     session.step(PROMPT[7])
     assert passes == [7, 3]
@@ -144,7 +144,7 @@ def test_sampled_answers_stay_the_same(bundle: Bundle) -> None:
 
 def test_reading_may_end_early(bundle: Bundle) -> None:
     """The cache holds what was said so far and nothing that was guessed."""
-    session = Session(bundle, threads=1, context=80)
+    session = Session(bundle, threads=1, context=80, lookup=True)
     tokens = generate(session, PROMPT, max_new_tokens=60, stop=())
     said = [next(tokens) for _ in range(30)]
     tokens.close()
@@ -154,7 +154,7 @@ def test_reading_may_end_early(bundle: Bundle) -> None:
 def test_other_graphs_take_one_token_a_pass(tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph that has no value of that name is run as it is."""
     monkeypatch.setattr("edge_svd.export.attention.COLUMNS", "columns_of_their_own")
-    session = Session(bundled(tmp_path), threads=1, context=40)
+    session = Session(bundled(tmp_path), threads=1, context=40, lookup=True)
     session.prefill(PROMPT[:7])
     session.step(PROMPT[7])
     assert passes == [7, 1]
