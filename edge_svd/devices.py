@@ -41,7 +41,11 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class MemoryCosts:
-    """Resident bytes: of Python with the libraries, of a session, a byte of tokenizer.json, a product, a block."""
+    """Resident bytes: of Python with the libraries, of a session, a byte of tokenizer.json, a product, a block.
+
+    A block has its scale and a sum that kernels pack; where they read the scale itself too (`runtime.scales`), it is
+    kept beside that.
+    """
 
     process_bytes: int
     session_bytes: int

@@ -14,9 +14,9 @@ from edge_svd.architectures import Architecture
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import Failure, InputError
 from edge_svd.export.graph import Array
+from edge_svd.runtime.handed_over import CACHE_TYPES
 from edge_svd.runtime.schema import MODEL_NAME, SCORING_NAME
-from edge_svd.runtime.session import unpacked_model
-from edge_svd.runtime.unpacked_rows import CACHE_TYPES
+from edge_svd.runtime.session import prepared
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -107,7 +107,7 @@ def inspect_session(bundle_dir: Path, name: str = MODEL_NAME) -> list[tuple[str,
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "optimised.data")
         options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        model, _ = unpacked_model(Path(bundle_dir), name, (Path(bundle_dir) / name).read_bytes(), options)
+        model, _ = prepared(Path(bundle_dir), name, (Path(bundle_dir) / name).read_bytes(), options)
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph
     found = [
@@ -133,9 +133,9 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime as ort
 
     options = _options(threads)
-    model, rows = unpacked_model(path.parent, path.name, path.read_bytes(), options)
+    model, handed = prepared(path.parent, path.name, path.read_bytes(), options)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    session.edge_svd_unpacked = rows  # must outlive the session
+    session.edge_svd_handed = handed  # must outlive the session
     return session
 
 

@@ -41,4 +41,4 @@ def decoding_graph(graph: bytes, data: Path, vocab_size: int) -> DecodingGraph:
     if columns:
         given[COLUMNS] = value(COLUMNS, INT64, ("batch", "columns", 1))
         outputs["logits"] = value("logits", FLOAT, ("batch", "columns", vocab_size))
-    return DecodingGraph(parts.given(given, outputs) if given else graph, rows, columns)
+    return DecodingGraph(parts.given(given, outputs=outputs) if given else graph, rows, columns)

@@ -68,11 +68,26 @@ class Parts:
                 work += [(source, False) for source in node.inputs]
         return list(found.values())
 
-    def given(self, values: Mapping[str, bytes], outputs: Mapping[str, bytes]) -> bytes:
-        """The graph with `values`, name → ValueInfoProto, as inputs; `outputs` says anew of what shape some are."""
-        data = self._data
+    def readers(self) -> dict[str, list[tuple[Node, int]]]:
+        """Value → the nodes that read it, and which of their inputs it is."""
+        found: dict[str, list[tuple[Node, int]]] = {}
+        for node in self._nodes.values():
+            for place, name in enumerate(node.inputs):
+                found.setdefault(name, []).append((node, place))
+        return found
+
+    def given(
+        self,
+        values: Mapping[str, bytes],
+        *,
+        tensors: Mapping[str, bytes] | None = None,
+        outputs: Mapping[str, bytes] | None = None,
+    ) -> bytes:
+        """The graph with `values`, name → ValueInfoProto, as inputs and `tensors`, name → TensorProto, as initializers;
+        `outputs` says anew of what shape some are."""
+        data, tensors, outputs = self._data, tensors or {}, outputs or {}
         results = [text_at(data, start, stop, 1) for field, _, start, stop in self._inner if field == OUTPUT]
-        kept = self.needed(results, values)
+        kept = self.needed(results, {*values, *tensors})
         ours = {id(node) for node in kept}
         read = {name for node in kept for name in node.inputs}
         parts = []
@@ -83,5 +98,6 @@ class Parts:
             elif (id(self._nodes[start]) in ours) if field == NODE else (field not in NAMES or name in read):
                 parts.append(field_bytes(field, wire, data, start, stop))
         parts += [tagged(INPUT, value) for value in values.values()]
+        parts += [tagged(INITIALIZER, tensor) for tensor in tensors.values()]
         others = [field_bytes(*item[:2], data, *item[2:]) for item in self._outer if item[0] != GRAPH]
         return b"".join(others) + tagged(GRAPH, b"".join(parts))

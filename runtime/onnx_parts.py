@@ -65,9 +65,9 @@ class Tensor:
             return np.frombuffer(self.raw, self.dtype).reshape(self.shape)
         return weights[self.offset : self.offset + self.length].view(self.dtype).reshape(self.shape)
 
-    def numbers(self, data: bytes) -> np.ndarray[Any, Any]:
-        """`data`, some of its bytes, as numbers [n]: float32 where they are bfloat16."""
-        found = np.frombuffer(data, self.dtype)
+    def numbers(self, data: bytes | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`data`, some of its bytes or an array of them, as numbers: float32 where they are bfloat16."""
+        found = data if isinstance(data, np.ndarray) else np.frombuffer(data, self.dtype)
         return (found.astype(np.uint32) << 16).view(np.float32) if self.kind == BFLOAT16 else found
 
 
@@ -117,12 +117,13 @@ def text_at(data: bytes, start: int, end: int, wanted: int) -> str:
     return ""
 
 
-def given_tensor(name: str, shape: Sequence[int]) -> bytes:
-    """A TensorProto of uint8 whose bytes are handed over when the session is made."""
-    text = {"location": "unpacked", "offset": "0", "length": str(math.prod(shape))}
+def given_tensor(name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> bytes:
+    """A TensorProto whose bytes are handed over when the session is made."""
+    kind = next(number for number, own in _DTYPES.items() if own == dtype)
+    text = {"location": "unpacked", "offset": "0", "length": str(math.prod(shape) * dtype.itemsize)}
     entries = [tagged(1, key.encode()) + tagged(2, value.encode()) for key, value in text.items()]
     dims = b"".join(b"\x08" + _varint(size) for size in shape)
-    body = dims + b"\x10\x02" + tagged(8, name.encode())
+    body = dims + b"\x10" + _varint(kind) + tagged(8, name.encode())
     return body + b"".join(tagged(13, entry) for entry in entries) + b"\x70\x01"
 
 

@@ -47,6 +47,9 @@ _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asim
 Progress = Callable[[int, int], None]
 
 
+SCALE_BYTES = 4
+
+
 def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress = lambda done, total: None) -> str:
     """The device profile of this machine as TOML text, measured with a bundle.
 
@@ -72,6 +75,8 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     found = fresh_process("profile_worker", request)
     progress(total, total)
     model = opened.manifest.decoder
+    if found["scales_given_back"]:
+        block_bytes = max(block_bytes - SCALE_BYTES, 0.1)  # the chains keep theirs
     products = graph_products(opened.read(MODEL_NAME))
     cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 4
     cache_s = max((found["deep_s"] - found["shallow_s"]) / ((found["deep"] - found["shallow"]) * cache), 1e-15)

@@ -30,7 +30,7 @@ def resident() -> int:
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Returns {"process_bytes", "tokenizer_bytes", "session_bytes" (without mapped weights and the cache, which is
     full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there),
-    "context"}."""
+    "context", "scales_given_back" (to the system: kernels do not read them)}."""
     bundle = open_bundle(Path(request["bundle"]))
     process = resident()
     tokenizer = load_tokenizer(bundle)
@@ -48,6 +48,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     for _ in range(_ROUNDS):
         deep += _decode(session, last)
     session.prefill(tokens[session.position :])
+    scales = session.handed_over[-1] if session.handed_over else None
     cache = sum(buffer.nbytes for buffer in session.cache.values())
     held = resident() - mapped_bytes(bundle.path / WEIGHTS_NAME) - after_tokenizer - cache
     return {
@@ -59,6 +60,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "shallow": _SHALLOW + _STEPS // 2,
         "deep": last + _STEPS // 2,
         "context": context,
+        "scales_given_back": bool(scales and scales.dropped),
     }
 
 

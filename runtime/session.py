@@ -20,11 +20,12 @@ import onnxruntime
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.decoding_graph import DecodingGraph, decoding_graph
 from edge_svd.runtime.errors import BundleError, Failure, InputError
+from edge_svd.runtime.handed_over import HandedOver
 from edge_svd.runtime.lookup import MOST, guess
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
+from edge_svd.runtime.scales import given_scales
 from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
 from edge_svd.runtime.unpack import unpacked
-from edge_svd.runtime.unpacked_rows import UnpackedRows
 
 DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK = 128
@@ -76,7 +77,7 @@ def open_onnx(
         cut = DecodingGraph(graph)
         if decoding:
             cut = decoding_graph(graph, bundle.path / WEIGHTS_NAME, bundle.manifest.decoder.vocab_size)
-        model, rows = unpacked_model(bundle.path, name, cut.graph, options, changed=cut.changed)
+        model, handed = prepared(bundle.path, name, cut.graph, options, changed=cut.changed)
         with large_blocks_returned():
             session = onnxruntime.InferenceSession(
                 model,
@@ -97,9 +98,9 @@ def open_onnx(
     bundle.check_unchanged()
     session.edge_svd_cut = dataclasses.replace(cut, graph=b"")
     check_graph(session, bundle, name)
-    if rows is not None:
-        session.edge_svd_unpacked = rows  # must outlive the session
-        rows.give_back(session)
+    session.edge_svd_handed = handed  # must outlive the session
+    for own in handed:
+        own.give_back(session)
     return session
 
 
@@ -109,32 +110,40 @@ def cut_of(session: onnxruntime.InferenceSession) -> DecodingGraph:
     return found
 
 
-def unpacked_model(
+def prepared(
     folder: Path, name: str, graph: bytes, options: onnxruntime.SessionOptions, *, changed: bool = False
-) -> tuple[str | bytes, UnpackedRows | None]:
+) -> tuple[str | bytes, tuple[HandedOver, ...]]:
     """What to make a session of, with `options`, from the graph `name` of a bundle's folder, and what must outlive it.
 
-    The path of the graph; the graph itself where it is `changed` from the file's or matrices had to be unpacked, and
-    those, which `options` refer to.
+    The path of the graph; the graph itself where it is `changed` from the file's, or where matrices or scales are
+    computed for it, and those, which `options` refer to.
     """
     path = folder / WEIGHTS_NAME
     if not path.stat().st_size:
-        return str(folder / name), None
+        return str(folder / name), ()
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    graph, made = unpacked(graph, np.frombuffer(mapped, np.uint8), name)
-    if made or changed:
+    weights = np.frombuffer(mapped, np.uint8)
+    graph, rows = unpacked(graph, weights, name)
+    graph, scales = given_scales(graph, weights)
+    if rows or scales or changed:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    if not made:
-        return (graph if changed else str(folder / name)), None
-    rows, values = UnpackedRows(made), []
-    for key in made:
-        values.append(rows.make(key))
-        if hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)  # what has been unpacked need not stay resident
+    if not (rows or scales):
+        return (graph if changed else str(folder / name)), ()
+    handed = [HandedOver(rows), HandedOver(scales)]
+    names: list[str] = []
+    values: list[onnxruntime.OrtValue] = []
+    for own, makers in zip(handed, (rows, scales), strict=True):
+        for key in makers:
+            names.append(key)
+            values.append(own.make(key))
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)  # what has been read need not stay resident
+    for key, value in zip(names[len(rows) :], values[len(rows) :], strict=True):
+        options.add_initializer(key, value)  # not copied, so that no copy stays
     release_free_memory()
-    options.add_external_initializers(list(made), values)
-    return graph, rows
+    options.add_external_initializers(names, values)
+    return graph, tuple(handed)
 
 
 def expected_inputs(bundle: Bundle) -> dict[str, tuple[str, tuple[int | None, ...]]]:
@@ -277,9 +286,10 @@ class Session:
         return [int(token) for token in self._ids[0, : self.position]]
 
     @property
-    def unpacked(self) -> UnpackedRows | None:
-        """Matrices that were unpacked for onnxruntime, None where it reads all as they lie in the file."""
-        return getattr(self._session, "edge_svd_unpacked", None)
+    def handed_over(self) -> tuple[HandedOver, ...]:
+        """What was computed for onnxruntime: unpacked matrices, and scales."""
+        found: tuple[HandedOver, ...] = self._session.edge_svd_handed
+        return found
 
     def prefill(self, ids: Sequence[int], *, chunk: int = DEFAULT_CHUNK) -> Logits:
         """Append a prompt to the cache, at most `chunk` tokens a pass; returns the logits after its last token.

@@ -9,7 +9,7 @@ operator by operator, and reads no more of the file than the rows themselves.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,11 @@ import numpy as np
 from edge_svd.runtime.file_rows import CodedTable, FileRows
 from edge_svd.runtime.graph_cut import Parts
 from edge_svd.runtime.onnx_parts import Node
+from edge_svd.runtime.operators import OPERATORS, Array
 from edge_svd.runtime.schema import EMBEDDED
 from edge_svd.runtime.unpack import DOMAIN
 
-Array = np.ndarray[Any, Any]
 Value = Array | FileRows | CodedTable
-Operator = Callable[[list[Array], Mapping[str, int | str]], Array]
-
-_CASTS: dict[int | str, type] = {1: np.float32, 6: np.int32, 7: np.int64}
 
 
 KEPT = 1 << 20
@@ -99,48 +96,3 @@ def token_rows(graph: Parts, data: Path) -> TokenRows | None:
         return TokenRows(graph, data)
     except (KeyError, ValueError, IndexError, EOFError):
         return None
-
-
-def _reshape(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:
-    x, shape = inputs
-    return x.reshape([x.shape[axis] if size == 0 else int(size) for axis, size in enumerate(shape)])
-
-
-def _slice(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:
-    x, starts, ends, axes = inputs
-    where = [slice(None)] * x.ndim
-    for start, end, axis in zip(starts, ends, axes, strict=True):
-        where[axis] = slice(int(start), int(end))
-    return x[tuple(where)]
-
-
-def _gather(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:
-    if attributes.get("axis", 0) != 0:
-        raise ValueError("not rows")
-    return np.take(inputs[0], inputs[1], axis=0)
-
-
-def _shift(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:
-    if attributes["direction"] != "RIGHT":
-        raise ValueError("not to the right")
-    return np.right_shift(*inputs)
-
-
-def _sum(inputs: list[Array], attributes: Mapping[str, int | str]) -> Array:
-    total: Array = inputs[0].sum(axis=tuple(int(axis) for axis in inputs[1]), keepdims=bool(attributes["keepdims"]))
-    return total
-
-
-OPERATORS: dict[str, Operator] = {
-    "Gather": _gather,
-    "Cast": lambda inputs, attributes: inputs[0].astype(_CASTS[attributes["to"]]),
-    "Sub": lambda inputs, attributes: inputs[0] - inputs[1],
-    "Mul": lambda inputs, attributes: inputs[0] * inputs[1],
-    "Reshape": _reshape,
-    "Unsqueeze": lambda inputs, attributes: np.expand_dims(inputs[0], tuple(int(axis) for axis in inputs[1])),
-    "BitShift": _shift,
-    "BitwiseAnd": lambda inputs, attributes: inputs[0] & inputs[1],
-    "Slice": _slice,
-    "ReduceSum": _sum,
-}
-"""What embeddings are made of (`export.embedding`)."""

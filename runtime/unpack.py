@@ -79,7 +79,12 @@ def unpacked(graph: bytes, weights: Bytes, name: str) -> tuple[bytes, dict[str, 
             shapes = [tuple(int(size) for size in own[-1]) for own in inputs]
             if len({shape[1:] for shape in shapes}) > 1:
                 raise ValueError("rows of different widths")
-            kept.append(tagged(INITIALIZER, given_tensor(output, (sum(shape[0] for shape in shapes), *shapes[0][1:]))))
+            kept.append(
+                tagged(
+                    INITIALIZER,
+                    given_tensor(output, (sum(shape[0] for shape in shapes), *shapes[0][1:]), np.dtype(np.uint8)),
+                )
+            )
         made[output] = partial(_made, output, [call.kind for call in parts], inputs, name)
     inner = tagged(GRAPH, b"".join(kept))
     others = [field_bytes(f, w, graph, v, s) for f, w, v, s in outer if f not in (GRAPH, FUNCTION)]

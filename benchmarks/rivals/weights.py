@@ -10,7 +10,7 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.schema import MODEL_NAME
-from edge_svd.runtime.session import unpacked_model
+from edge_svd.runtime.session import prepared
 
 LOOK_UPS = ("Gather", "GatherBlockQuantized")
 """Operators that read a few rows of a table, of its scales and zero points."""
@@ -25,7 +25,7 @@ def bytes_read(path: Path, file_bytes: int) -> tuple[int, str]:
     if (path / "edge_svd.json").is_file():
         options = onnxruntime.SessionOptions()
         bundle = open_bundle(path)
-        graph, rows = unpacked_model(path, MODEL_NAME, bundle.read(MODEL_NAME), options)
+        graph, rows = prepared(path, MODEL_NAME, bundle.read(MODEL_NAME), options)
         content = bundle.read(MODEL_NAME) if isinstance(graph, str) else graph
         found = initializers_read(onnx.load_from_string(content))
         del rows

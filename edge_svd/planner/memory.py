@@ -4,7 +4,7 @@ What onnxruntime 1.32 holds (measured by benchmarks/resident_products.py and ben
 
 There are two peaks, and the larger one counts: while the session is made, when the int8 rows that codes were unpacked
 into lie beside what onnxruntime makes of them; and at the end of a full context, when they have been given back
-(`runtime.unpacked_rows`).
+(`runtime.handed_over`).
 
 - MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
   packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
@@ -89,9 +89,7 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
     packed = -(-product.blocks // group) * group
     numbers = packed * product.block * product.bits / 8
     zeros = product.blocks if product.zero_points else 0
-    # Of the three values a block, the folded scale is not packed.
-    values = costs.block_bytes * (2 * packed + product.blocks) / 3
-    return product.rows * (numbers + zeros + values) + costs.product_bytes
+    return product.rows * (numbers + zeros + costs.block_bytes * packed) + costs.product_bytes
 
 
 def loaded_bytes(architecture: Described, site: Site, fmt: SiteFormat) -> int:

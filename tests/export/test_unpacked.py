@@ -79,7 +79,8 @@ def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, Archite
     bundle, a = coded
     expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
     session = open_onnx(open_bundle(bundle), FILES[0], threads=1, spinning=False, arena=False)
-    rows = session.edge_svd_unpacked
+    rows, scales = session.edge_svd_handed
+    assert set(scales.dropped) == set(scales.names)
     assert rows_of(map(rows.array, rows.names)) == packed_rows(a) and set(rows.dropped) == set(rows.names)
     assert not any(rows.array(name).any() for name in rows.names)
     given, _ = step(session, a, TOKENS, empty_cache(a))
@@ -88,12 +89,12 @@ def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, Archite
 
 def test_rows_are_restored_where_onnxruntime_still_reads_them(coded: tuple[Path, Architecture]) -> None:
     """Handed over as shared initializers, they are not copied: a Gather looks tokens up in our memory."""
-    from edge_svd.runtime.unpacked_rows import UnpackedRows
+    from edge_svd.runtime.handed_over import HandedOver
 
     bundle, a = coded
     expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
     graph, made = unpacked(*files(bundle), FILES[0])
-    rows, options = UnpackedRows(made), ort.SessionOptions()
+    rows, options = HandedOver(made), ort.SessionOptions()
     options.log_severity_level = 3
     values = {name: rows.make(name) for name in made}
     for name in made:

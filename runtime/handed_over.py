@@ -1,8 +1,9 @@
-"""Memory of matrices that were unpacked for onnxruntime, given back once the session is made.
+"""Memory of initializers that were computed for onnxruntime, given back once the session is made.
 
-onnxruntime asks that what it is handed outlives the session, but it copies it, matrix by matrix, and keeps the copy or
-what its kernels pack of it. Whether that holds for the version and the kernels of this machine is tried out: the pages
-are dropped, and unless the logits of a few tokens stay the same to the last bit, everything is unpacked once more.
+onnxruntime asks that what it is handed outlives the session. But of matrices it keeps a copy, or what its kernels pack
+of them, and of scales what the kernels packed along. Whether that holds for the version and the kernels of this machine
+is tried out: the pages are dropped, and unless the logits of a few tokens stay the same to the last bit, everything is
+computed once more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnxruntime
 from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Array = np.ndarray[Any, Any]
 
 CACHE_TYPES = {kind: np.dtype(name) for name, kind in KV_DTYPES.items()}
 """onnxruntime's name of what a KV cache holds → numpy's."""
@@ -27,14 +28,14 @@ PROBE = (1, 2, 3, 4)
 """Tokens whose logits are compared."""
 
 
-class UnpackedRows:
-    """Matrices by initializer name, each in pages of its own where pages can be dropped."""
+class HandedOver:
+    """Arrays by initializer name, each in pages of its own where pages can be dropped."""
 
-    def __init__(self, makers: Mapping[str, Callable[[], Bytes]]) -> None:
+    def __init__(self, makers: Mapping[str, Callable[[], Array]]) -> None:
         self._makers = dict(makers)
         self._pages: dict[str, mmap.mmap] = {}
         self._values: dict[str, onnxruntime.OrtValue] = {}
-        self._arrays: dict[str, Bytes] = {}
+        self._arrays: dict[str, Array] = {}
         self.dropped: tuple[str, ...] = ()
 
     @property
@@ -42,17 +43,17 @@ class UnpackedRows:
         """Of all that were made."""
         return tuple(self._arrays)
 
-    def array(self, name: str) -> Bytes:
+    def array(self, name: str) -> Array:
         """The memory that onnxruntime was handed: zeros where it was given back."""
         return self._arrays[name]
 
     def make(self, name: str) -> onnxruntime.OrtValue:
-        """Unpack one of them."""
+        """Compute one of them."""
         found = self._makers[name]()
         if sys.platform == "linux" and found.size:
-            pages = mmap.mmap(-1, found.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            pages = mmap.mmap(-1, found.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self._pages[name] = pages
-            own = np.frombuffer(pages, np.uint8).reshape(found.shape)
+            own = np.frombuffer(pages, found.dtype).reshape(found.shape)
             own[...] = found
             found = own
         self._arrays[name] = found
