@@ -25,6 +25,10 @@ NAMES = {INITIALIZER: 8, VALUE_INFO: 1, OUTPUT: 1}
 """What is said of values in a graph → the field of their name."""
 
 
+LARGE = 4_000_000
+"""Bytes of a tensor whose node comes first."""
+
+
 class Parts:
     """The nodes and tensors of one graph, by the values they make."""
 
@@ -84,19 +88,34 @@ class Parts:
         outputs: Mapping[str, bytes] | None = None,
     ) -> bytes:
         """The graph with `values`, name → ValueInfoProto, as inputs and `tensors`, name → TensorProto, as initializers;
-        `outputs` says anew of what shape some are."""
+        `outputs` says anew of what shape some are.
+
+        The nodes that read the largest tensors come first: onnxruntime, which sorts by what needs what itself, packs
+        them in this order, and while it packs the vocabulary, its rows are in memory twice. Early, little else is.
+        """
         data, tensors, outputs = self._data, tensors or {}, outputs or {}
         results = [text_at(data, start, stop, 1) for field, _, start, stop in self._inner if field == OUTPUT]
         kept = self.needed(results, {*values, *tensors})
         ours = {id(node) for node in kept}
         read = {name for node in kept for name in node.inputs}
-        parts = []
+        parts: list[bytes] = []
+        first: list[tuple[int, bytes]] = []
         for field, wire, start, stop in self._inner:
             name = text_at(data, start, stop, NAMES[field]) if field in NAMES else ""
             if field == OUTPUT:
                 parts.append(tagged(OUTPUT, outputs.get(name, data[start:stop])))
-            elif (id(self._nodes[start]) in ours) if field == NODE else (field not in NAMES or name in read):
+            elif field == NODE and id(self._nodes[start]) in ours:
+                size = max(
+                    (tensor.length for key in self._nodes[start].inputs if (tensor := self.tensor(key))), default=0
+                )
+                node = field_bytes(field, wire, data, start, stop)
+                if size >= LARGE:
+                    first.append((size, node))
+                else:
+                    parts.append(node)
+            elif field != NODE and (field not in NAMES or name in read):
                 parts.append(field_bytes(field, wire, data, start, stop))
+        parts = [node for _, node in sorted(first, key=lambda item: -item[0])] + parts
         parts += [tagged(INPUT, value) for value in values.values()]
         parts += [tagged(INITIALIZER, tensor) for tensor in tensors.values()]
         others = [field_bytes(*item[:2], data, *item[2:]) for item in self._outer if item[0] != GRAPH]

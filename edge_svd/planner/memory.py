@@ -18,6 +18,7 @@ into lie beside what onnxruntime makes of them; and at the end of a full context
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,8 +44,8 @@ QUANTISED = 1.5
 
 PARTS = ("process", "tokenizer", "embedding", "weights", "loading", "KV cache", "activations", "reserve")
 
-LATE = 0.8
-"""Share of what the vocabulary's matrix is packed from that lies beside everything else: some is packed after it."""
+FOLLOWING = 0.25
+"""Bytes a weight that are packed, at the least, after the vocabulary's matrix, which is packed first."""
 
 RESERVE = 0.015
 """Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
@@ -95,14 +96,24 @@ def product_bytes(product: Product, costs: MemoryCosts) -> float:
 def loaded_bytes(architecture: Described, site: Site, fmt: SiteFormat) -> int:
     """Resident bytes, until the session is made, beside what is packed of a matrix.
 
-    The int8 rows that a code is turned into; and of the vocabulary's, which is the largest and comes when most else is
-    packed, what onnxruntime reads meanwhile: its copy of those rows, or the mapped file.
+    Its scales, and the int8 rows that a code is turned into; of the vocabulary's matrix also what it is packed from,
+    as far as what is packed after it does not outweigh that.
     """
     if not multiplied(site, architecture):
         return 0
-    stored = sum(p.rows * p.columns * p.bits // 8 for p in calls(site.shape, fmt).products)
-    rows = stored if fmt.kind in CODED else 0
-    return rows + (round(LATE * stored) if site.type in ("embedding", "lm_head") else 0)
+    own = calls(site.shape, fmt).products
+    stored = sum(p.rows * p.columns * p.bits // 8 for p in own)
+    held = sum(FLOAT_BYTES * p.rows * p.blocks for p in own if not p.pattern)
+    if fmt.kind in CODED:
+        held += stored
+    if _vocabulary(site):
+        others = sum(math.prod(other.shape) for other in sites_of(architecture) if not _vocabulary(other))
+        held += max(0, stored - round(FOLLOWING * others))
+    return held
+
+
+def _vocabulary(site: Site) -> bool:
+    return site.type in ("embedding", "lm_head")
 
 
 def matrix_bytes(shape: tuple[int, int], fmt: SiteFormat, costs: MemoryCosts) -> int:
@@ -184,7 +195,6 @@ def loading_memory(
 def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:
     """What stays from the loading to the end."""
     embedding, weights = float(position_bytes(architecture, load)), 0.0
-    patterns: dict[tuple[int, int, str], int] = {}
     for site in sites_of(architecture):
         if site.tied_to:
             continue
@@ -193,12 +203,7 @@ def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: Mem
             continue
         for product in calls(site.shape, formats[site.name]).products:
             weights += product_bytes(product, costs)
-            if product.pattern:
-                key = product.rows, product.blocks, product.pattern
-                patterns[key] = patterns.get(key, 0) + 1
     weights -= costs.product_bytes * merges(architecture, formats)
-    # The folded scales of a pattern are one constant for all products that have it.
-    weights -= sum(FLOAT_BYTES * rows * blocks * (count - 1) for (rows, blocks, _), count in patterns.items())
     return {
         "process": costs.process_bytes + costs.session_bytes,
         "tokenizer": round(costs.tokenizer_ratio * load.tokenizer_bytes),
