@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from edge_svd.fusing import fused
 from edge_svd.planner.memory import (
     Load,
     cache_bytes,
+    loaded_bytes,
     loading_memory,
     matrix_bytes,
     peak_memory,
@@ -92,9 +94,9 @@ def test_resident_bytes_of_an_int8_matrix_by_hand() -> None:
 
 
 def test_two_bits_are_packed_four_blocks_at_a_time() -> None:
-    # 5 blocks of 128 take the room of 8, with two values each; the folded scales stay 5.
+    # 5 blocks of 128 take the room of 8, with what kernels pack beside the numbers.
     product = Product(64, 640, 2, 128)
-    assert product_bytes(product, COSTS) == 64 * (8 * 32 + 8 * 8 + 5 * 4) + 10
+    assert product_bytes(product, COSTS) == 64 * (8 * 32 + 8 * 12) + 10
     assert product_bytes(Product(64, 640, 4, 128), COSTS) == 64 * (5 * 64 + 5 * 12) + 10
 
 
@@ -117,8 +119,7 @@ def test_longer_contexts_and_chunks_take_more(architecture: Architecture) -> Non
 
 
 def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -> None:
-    """A code's int8 rows, and what the vocabulary's matrix is packed from, lie beside the packed copies until the cache
-    and the passes need the room."""
+    """A code's int8 rows and all scales lie beside the packed copies until the cache and the passes need the room."""
     coded, plain = (chosen(architecture, fmt) for fmt in (SiteFormat("trellis", bits=4), SiteFormat("int8")))
     load = Load(256, 8, 50)
     rows = sum(
@@ -128,8 +129,16 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
     )
     loading = [loading_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
     head = "embedding" if architecture.tied_embeddings else "lm_head"
-    read = sum(round(0.8 * math.prod(site.shape)) for site in sites_of(architecture) if site.type == head)
-    assert loading[0].parts["loading"] == rows + read and loading[1].parts["loading"] == read
+    scales = sum(
+        4 * product.rows * product.blocks
+        for site in sites_of(architecture)
+        if not site.tied_to and (site.type not in ("embedding", "lm_head") or site.type == head)
+        for product in products(site.shape, plain[site.name])
+    )
+    [table] = [site for site in sites_of(architecture) if site.type == head]
+    early = max(0, math.prod(table.shape) - round(rows / 4))
+    assert loading[1].parts["loading"] == scales + early
+    assert loading[0].parts["loading"] == loading[1].parts["loading"] + rows
     assert loading[0].parts["KV cache"] == loading[0].parts["activations"] == 0
     running = [running_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
     assert running[0] == running[1] and running[0].parts["loading"] == 0
@@ -139,15 +148,21 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
         assert peak_memory(architecture, coded, COSTS, load) == both[context > 8]
 
 
-def test_a_pattern_is_held_once(architecture: Architecture) -> None:
-    """Scales that equal factors share are one constant; those of different ranks are not."""
-    equal = chosen(architecture, SiteFormat("low-rank", 16))
-    total = peak_memory(architecture, equal, COSTS, Load(32, 8, 50)).parts["weights"]
-    alone = sum(
-        matrix_bytes(site.shape, equal[site.name], COSTS) for site in sites_of(architecture) if site.type != "embedding"
-    )
-    factored = [site for site in sites_of(architecture) if site.type not in ("embedding", "lm_head")]
-    repeated = len(factored) - len({site.shape[0] for site in factored})
-    assert repeated > 0
-    saved = sum(4 * site.shape[0] for site in factored) - 4 * sum({site.shape[0] for site in factored})
-    assert total == alone - saved
+def test_a_pattern_is_not_counted_with_each_factor(architecture: Architecture) -> None:
+    """Scales that equal factors share are one small constant; of a low-rank matrix its A has scales of its own."""
+    site = next(site for site in sites_of(architecture) if site.name.endswith("down_proj"))
+    first, second = products(site.shape, SiteFormat("low-rank", 16))
+    assert second.pattern and not first.pattern
+    assert loaded_bytes(architecture, site, SiteFormat("low-rank", 16)) == 4 * first.rows * first.blocks
+
+
+def test_a_large_vocabulary_is_packed_beside_what_it_is_packed_from(architecture: Architecture) -> None:
+    """What follows it weighs too little to hide that."""
+    table = next(site for site in sites_of(architecture) if site.type in ("embedding", "lm_head") and not site.tied_to)
+    head = next(site for site in sites_of(architecture) if site.type == "lm_head")
+    site = table if head.tied_to else head
+    large = replace(site, shape=(10_000_000, site.shape[1]))
+    others = sum(math.prod(s.shape) for s in sites_of(architecture) if s.type not in ("embedding", "lm_head"))
+    [product] = products(large.shape, SiteFormat("int8"))
+    expected = math.prod(large.shape) - round(others / 4) + 4 * product.rows * product.blocks
+    assert loaded_bytes(architecture, large, SiteFormat("int8")) == expected
