@@ -70,7 +70,7 @@ def test_every_product_gets_its_scales(tmp_path: Path) -> None:
 
 
 def test_scales_that_kernels_read_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without int8 activations, and with blocks that are not packed, they are looked at in every pass."""
+    """Where the logits change once they are gone, they are computed again."""
     from edge_svd.runtime.handed_over import HandedOver
 
     bundle, a = made(tmp_path, INT8)
