@@ -50,10 +50,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             logits = session.step(int(np.argmax(logits)))
         decode_s = time.perf_counter() - started
         session.lookup = True  # the peak includes what it takes
-        room = context - session.position
-        for _ in range(min(_WARM_UP, room)):
+        decoded = session.position
+        for _ in range(min(_WARM_UP, context - decoded)):
             session.step(tokens[0])
-        session.truncate(session.position - min(_WARM_UP, room))
+        session.truncate(decoded)
         if session.position < context:
             session.prefill(tokens[session.position :], chunk=chunk)
         anonymous.sample()

@@ -25,10 +25,10 @@ def bytes_read(path: Path, file_bytes: int) -> tuple[int, str]:
     if (path / "edge_svd.json").is_file():
         options = onnxruntime.SessionOptions()
         bundle = open_bundle(path)
-        graph, rows = prepared(path, MODEL_NAME, bundle.read(MODEL_NAME), options)
+        graph, handed = prepared(path, MODEL_NAME, bundle.read(MODEL_NAME), options)
         content = bundle.read(MODEL_NAME) if isinstance(graph, str) else graph
         found = initializers_read(onnx.load_from_string(content))
-        del rows
+        del handed
         return found, "weights in memory"
     if (path / "model.onnx").is_file():
         return initializers_read(onnx.load(path / "model.onnx", load_external_data=False)), "weights but looked-up rows"

@@ -3,14 +3,14 @@
 What onnxruntime 1.32 holds (measured by benchmarks/resident_products.py and benchmarks/memory_model.py):
 
 There are two peaks, and the larger one counts: while the session is made, when the int8 rows that codes were unpacked
-into lie beside what onnxruntime makes of them; and at the end of a full context, when they have been given back
-(`runtime.handed_over`).
+into, and all scales, lie beside what onnxruntime makes of them; and at the end of a full context, when they have been
+given back (`runtime.handed_over`).
 
-- MatMulNBits keeps a packed anonymous copy of the numbers, three fp32 values a block (the scale as it was folded, the
-  packed scale, the sum of the block), and some kilobytes a call for the node itself. The mapped file pages it packed
-  from are given back. Rows of the token table are read from the file one by one (`runtime.token_rows`), so that of the
-  table only what a tied head packed is resident.
-- While a matrix is packed, what it is packed from is resident too, which matters for the vocabulary's.
+- MatMulNBits keeps a packed anonymous copy of the numbers, two fp32 values a block (the packed scale, the sum of the
+  block; three where its kernels read the scale itself too), and some kilobytes a call for the node itself. The mapped
+  file pages it packed from are given back. Rows of the token table are read from the file one by one
+  (`runtime.token_rows`), so that of the table only what a tied head packed is resident.
+- While a matrix is packed, what it is packed from is resident too; the vocabulary's is packed first, when little is.
 - The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
 - A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
   products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.

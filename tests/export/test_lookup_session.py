@@ -18,7 +18,6 @@ from edge_svd.runtime.lookup import MOST
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.session import Session
 
-VOCABULARY = 96
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3", "smollm3", "gpt2", "opt")
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PROMPT = [5, 6, 7, 8, 9, 5, 6, 7]
