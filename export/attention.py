@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edge_svd.architectures import Architecture, cache_scale
 from edge_svd.export.graph import FLOAT, INT32, INT64, MICROSOFT, Builder
-from edge_svd.runtime.schema import COLUMNS
+from edge_svd.runtime.schema import COLUMNS, KEYS, LAST_KEY, PADDING, PLACES
 
 MASKED = 1e9
 """Subtracted from the scores of masked keys: finite, so that a row of padding alone gives numbers and not NaN."""
@@ -47,7 +47,9 @@ def spans_of(builder: Builder, ids: ir.Value, mask: ir.Value, positions: ir.Valu
     padding = b.op("ArgMax", mask, axis=1, keepdims=1)
     later = b.op("Cast", b.op("Greater", length, sequence), to=int(INT64))
     places = b.op("Mul", b.op("Add", positions, padding), later)
-    return Spans(last, total, b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0)), places)
+    bias = b.op("Expand", bias, b.op("Concat", one, one, sequence, one, axis=0))
+    last.name, total.name, places.name, bias.name = LAST_KEY, KEYS, PLACES, PADDING
+    return Spans(last, total, bias, places)
 
 
 def last_columns(builder: Builder, ids: ir.Value, mask: ir.Value) -> ir.Value:

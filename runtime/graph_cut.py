@@ -86,18 +86,20 @@ class Parts:
         *,
         tensors: Mapping[str, bytes] | None = None,
         outputs: Mapping[str, bytes] | None = None,
+        without: str = "",
     ) -> bytes:
         """The graph with `values`, name → ValueInfoProto, as inputs and `tensors`, name → TensorProto, as initializers;
-        `outputs` says anew of what shape some are.
+        `outputs` says anew of what shape some are. `without` is a value that nodes go without, as an input they need
+        not have.
 
         The nodes that read the largest tensors come first: onnxruntime, which sorts by what needs what itself, packs
         them in this order, and while it packs the vocabulary, its rows are in memory twice. Early, little else is.
         """
         data, tensors, outputs = self._data, tensors or {}, outputs or {}
         results = [text_at(data, start, stop, 1) for field, _, start, stop in self._inner if field == OUTPUT]
-        kept = self.needed(results, {*values, *tensors})
+        kept = self.needed(results, {*values, *tensors, without})
         ours = {id(node) for node in kept}
-        read = {name for node in kept for name in node.inputs}
+        read = {name for node in kept for name in node.inputs if name != without}
         parts: list[bytes] = []
         first: list[tuple[int, bytes]] = []
         for field, wire, start, stop in self._inner:
@@ -109,6 +111,8 @@ class Parts:
                     (tensor.length for key in self._nodes[start].inputs if (tensor := self.tensor(key))), default=0
                 )
                 node = field_bytes(field, wire, data, start, stop)
+                if without and without in self._nodes[start].inputs:
+                    node = tagged(NODE, _without(data, start, stop, without))
                 if size >= LARGE:
                     first.append((size, node))
                 else:
@@ -120,3 +124,13 @@ class Parts:
         parts += [tagged(INITIALIZER, tensor) for tensor in tensors.values()]
         others = [field_bytes(*item[:2], data, *item[2:]) for item in self._outer if item[0] != GRAPH]
         return b"".join(others) + tagged(GRAPH, b"".join(parts))
+
+
+def _without(data: bytes, start: int, stop: int, name: str) -> bytes:
+    """A NodeProto whose input `name` is left out."""
+    return b"".join(
+        tagged(1, b"")
+        if field == 1 and data[value:end] == name.encode()
+        else field_bytes(field, wire, data, value, end)
+        for field, wire, value, end in walk(data, start, stop)
+    )

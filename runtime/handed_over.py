@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime.memory import release_free_memory
-from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES
+from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KEYS, KV_DTYPES, LAST_KEY, PLACES
 
 Array = np.ndarray[Any, Any]
 
@@ -83,11 +83,14 @@ def _outputs(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any]:
     """The first output (logits, or hidden states) behind the probing tokens and an empty cache."""
     count = len(PROBE)
     rows = {"input_ids": list(PROBE), "attention_mask": [1] * count, "position_ids": list(range(count))}
-    rows["token_type_ids"] = [0] * count
+    rows |= {"token_type_ids": [0] * count, PLACES: list(range(count))}
+    spans = {LAST_KEY: count - 1, KEYS: count}
     feeds: dict[str, np.ndarray[Any, Any]] = {}
     for item in session.get_inputs():
         if item.name in rows:
             feeds[item.name] = np.array([rows[item.name]], np.int64)
+        elif item.name in spans:
+            feeds[item.name] = np.array([spans[item.name]], np.int32)
         elif item.name == COLUMNS:
             feeds[item.name] = np.full((1, 1, 1), count - 1, np.int64)
         elif item.name == EMBEDDED:

@@ -33,6 +33,10 @@ EMBEDDED = "inputs_embeds"
 COLUMNS = "logit_columns"
 """The graph's value of the columns whose logits are wanted, int64 [batch, columns, 1]."""
 
+LAST_KEY, KEYS, PLACES, PADDING = "last_key", "keys", "rotary_places", "padding_bias"
+"""The graph's values that every attention reads: int32 [batch] and int32 [1], the last key and how many there are;
+int64 [batch, sequence], how far tokens are rotated; and float32 [batch, 1, sequence, keys], what masks padding."""
+
 KV_DTYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 """What a KV cache may hold: numpy's name → onnxruntime's."""
 

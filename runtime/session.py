@@ -8,6 +8,7 @@ token reached cost no memory.
 from __future__ import annotations
 
 import dataclasses
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -20,11 +21,22 @@ import onnxruntime
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.decoding_graph import DecodingGraph, decoding_graph
 from edge_svd.runtime.errors import BundleError, Failure, InputError
+from edge_svd.runtime.feeds import Feeds
 from edge_svd.runtime.handed_over import HandedOver
 from edge_svd.runtime.lookup import MOST, guess
 from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
 from edge_svd.runtime.scales import given_scales
-from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KV_DTYPES, MODEL_NAME, WEIGHTS_NAME, EncoderInfo
+from edge_svd.runtime.schema import (
+    COLUMNS,
+    EMBEDDED,
+    KEYS,
+    KV_DTYPES,
+    LAST_KEY,
+    MODEL_NAME,
+    PLACES,
+    WEIGHTS_NAME,
+    EncoderInfo,
+)
 from edge_svd.runtime.unpack import unpacked
 
 DEFAULT_CONTEXT = 2048
@@ -185,6 +197,12 @@ def check_graph(session: onnxruntime.InferenceSession, bundle: Bundle, name: str
         wanted[EMBEDDED] = ("tensor(float)", (None, None, cut.rows.width))
     if cut.columns:
         wanted[COLUMNS] = ("tensor(int64)", (None, None, 1))
+    spans: dict[str, tuple[str, tuple[int | None, ...]]] = {
+        LAST_KEY: ("tensor(int32)", (None,)),
+        KEYS: ("tensor(int32)", (1,)),
+        PLACES: ("tensor(int64)", (None, None)),
+    }
+    wanted |= {key: spans[key] for key in cut.spans}
     wanted = {key: value for key, value in wanted.items() if key in found or key != "position_ids"}
     for what, have, want in (("input", found, wanted), ("output", outputs, wanted_outputs)):
         for key in sorted(set(have) ^ set(want)):
@@ -251,11 +269,12 @@ class Session:
             decoding=True,
         )
         cut = cut_of(self._session)
-        self._rows, self._columns = cut.rows, cut.columns
+        self._rows, self._columns, self._spans = cut.rows, cut.columns, cut.spans
         self.lookup = lookup
         self._first = self._computed = 0
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
-        self._mask = np.ones((1, self.context), np.int64)
+        # Unread where the graph takes its spans.
+        self._mask = np.ones((1, 1 if self._spans else self.context), np.int64)
         self._positions = np.arange(self.context, dtype=np.int64)[None]
         self._ids = np.zeros((1, self.context), np.int64)
         self._logits = np.zeros((1 + MOST if self._columns else 1, self._vocabulary), np.float32)
@@ -264,6 +283,8 @@ class Session:
             for rows in range(len(self._logits))
         ]
         self._binding = self._session.io_binding()
+        self._feeds = Feeds(self._binding)
+        self._bound_rows = 0
         shape = (1, model.num_kv_heads, self.context, model.head_dim)
         self.cache: dict[str, np.ndarray[Any, Any]] = {}
         for layer in range(model.num_layers):
@@ -302,7 +323,7 @@ class Session:
         tokens = np.asarray(ids, dtype=np.int64)
         if tokens.ndim != 1 or tokens.size == 0:
             raise InputError("The prompt is empty; give at least one token.")
-        self._check(tokens)
+        self._check(int(tokens.min()), int(tokens.max()), len(tokens))
         for start in range(0, len(tokens), chunk):
             self._run(tokens[start : start + chunk])
         return self._row()
@@ -317,7 +338,7 @@ class Session:
             self.position += 1
             return self._row()
         tokens = np.array([token], dtype=np.int64)
-        self._check(tokens)
+        self._check(token, token, 1)
         if self.lookup and self._columns:
             self._ids[0, start] = token
             guessed = guess(self._ids[0, : start + 1])[: self.context - start - 1]
@@ -346,13 +367,13 @@ class Session:
         if latest:
             self.prefill(latest, chunk=chunk)
 
-    def _check(self, tokens: np.ndarray[Any, Any]) -> None:
-        if tokens.min() < 0 or tokens.max() >= self._vocabulary:
+    def _check(self, smallest: int, largest: int, count: int) -> None:
+        """That `count` tokens fit, whose ids are from `smallest` to `largest`."""
+        if smallest < 0 or largest >= self._vocabulary:
             raise InputError(f"A token id is outside the model's vocabulary of {self._vocabulary}.")
-        if self.position + len(tokens) > self.context:
+        if self.position + count > self.context:
             raise InputError(
-                f"The context of {self.context} tokens is full: it holds {self.position} and {len(tokens)} more were "
-                "given; "
+                f"The context of {self.context} tokens is full: it holds {self.position} and {count} more were given; "
                 f"use a longer --context (the model's limit is {self.bundle.manifest.model.max_context}) or a "
                 "shorter text."
             )
@@ -368,25 +389,32 @@ class Session:
         count, start = len(tokens), self.position
         total = start + count
         self._ids[0, start:total] = tokens
-        binding = self._binding
-        binding.bind_input("input_ids", "cpu", 0, np.int64, (1, count), self._ids[0, start:].ctypes.data)
-        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+        feeds, positions = self._feeds, self._positions[:, start:total]
+        feeds.give("input_ids", tokens[None])
+        feeds.give("attention_mask", self._mask[:, :total])
         if self._has_positions:
-            binding.bind_input("position_ids", "cpu", 0, np.int64, (1, count), self._positions[0, start:].ctypes.data)
+            feeds.give("position_ids", positions)
+        if self._spans:
+            feeds.give(LAST_KEY, np.array([total - 1], np.int32))
+            feeds.give(KEYS, np.array([total], np.int32))
+        if PLACES in self._spans:
+            feeds.give(PLACES, positions)
         if self._columns:
-            columns = self._positions[0, count - rows :]
-            binding.bind_input(COLUMNS, "cpu", 0, np.int64, (1, rows, 1), columns.ctypes.data)
-        binding.bind_ortvalue_output("logits", self._outputs[rows - 1])
+            feeds.give(COLUMNS, self._positions[0, None, count - rows : count, None])
+        if rows != self._bound_rows:
+            self._binding.bind_ortvalue_output("logits", self._outputs[rows - 1])
+            self._bound_rows = rows
         self._computed = start  # what was there is written over
         try:
             if self._rows is not None:
-                embedded = self._rows(tokens)
-                binding.bind_input(EMBEDDED, "cpu", 0, np.float32, embedded.shape, embedded.ctypes.data)
-            self._session.run_with_iobinding(binding)
+                feeds.give(EMBEDDED, self._rows(tokens))
+            self._session.run_with_iobinding(self._binding)
         except Exception as error:
             message = str(error).replace("\n", " ")[:300]
             raise Failure(f"onnxruntime failed at position {start} of the context ({message}).") from None
-        if not np.isfinite(self._logits[:rows]).all():
+        logits = self._logits[:rows]
+        # NaN is its own minimum and maximum; looking at each number costs twice as much.
+        if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
             raise Failure(f"The logits after position {total - 1} are not finite; the bundle's weights are unusable.")
         self.position = self._computed = total
         self._first = total - rows + 1

@@ -105,6 +105,17 @@ def test_other_graphs_are_left_as_they_are(tmp_path: Path) -> None:
     assert decoding_graph(b"", data, 96) == DecodingGraph(b"")
 
 
+def test_latest_single_tokens_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LATEST", 3)
+    rows = opened(made(tmp_path, "llama", INT8)[0])
+    read: list[int] = []
+    compute = rows._computed
+    monkeypatch.setattr(rows, "_computed", lambda ids: read.extend(ids.tolist()) or compute(ids))
+    for token in (5, 6, 7, 5, 8, 5, 6, 8):
+        np.testing.assert_array_equal(rows(np.array([token])), compute(np.array([token])))
+    assert read == [5, 6, 7, 8, 6]  # the one that was asked for longest ago makes room
+
+
 @pytest.mark.parametrize("table", ("int8", "groups"))
 def test_rows_that_are_not_there(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT", 0)
