@@ -20,7 +20,7 @@ from edge_svd.refine import refine
 from edge_svd.report.fit_summary import fit_summary
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey
 
-SIZE = 120_000
+SIZE = 126_000
 PLANNING = Planning()
 CHEAPENED = ("v", "o", "down")
 
