@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,9 @@ from types import TracebackType
 from typing import Self
 
 _STATUS = Path("/proc/self/status")
+_SMAPS = Path("/proc/self/smaps")
+_CODE = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-xp \S+ \S+ [1-9]\d*\s+/.*(?<! \(deleted\))")
+"""A line of smaps: code of a file, unwritable and private."""
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of malloc.h
 _MOST_KEPT = 32 * 2**20
 """Where glibc's own, growing threshold ends on 64 bits."""
@@ -76,6 +81,30 @@ def release_free_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
+
+
+def release_code_pages() -> None:
+    """Give back pages of code, on Linux: a third of what a small model's process holds is code that ran once, while
+    libraries and the session were made.
+
+    What runs again comes back from the page cache, or from disk if the system has used that memory otherwise. Only
+    mappings in which nothing was changed are touched.
+    """
+    advise = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+    if advise is None:
+        return
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    try:
+        lines = _SMAPS.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    found: re.Match[str] | None = None
+    for line in lines:
+        if not line[0].isupper():
+            found = _CODE.fullmatch(line)
+        elif found and line.startswith("Private_Dirty:") and line.split()[1] == "0":
+            start, end = (int(place, 16) for place in found.groups())
+            advise(start, end - start, mmap.MADV_DONTNEED)
 
 
 def _field(name: str) -> int | None:

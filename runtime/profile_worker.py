@@ -13,7 +13,7 @@ import numpy as np
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.errors import EdgeSvdError
 from edge_svd.runtime.kernel_worker import undisturbed
-from edge_svd.runtime.memory import anonymous_bytes, file_bytes, mapped_bytes
+from edge_svd.runtime.memory import anonymous_bytes, file_bytes, mapped_bytes, release_code_pages
 from edge_svd.runtime.schema import WEIGHTS_NAME
 from edge_svd.runtime.session import Session
 from edge_svd.runtime.tokenizer import load_tokenizer
@@ -23,7 +23,8 @@ _SHALLOW = 32
 
 
 def resident() -> int:
-    """Resident bytes now; 0 where there is no /proc."""
+    """Resident bytes now, without code that a session gives back; 0 where there is no /proc."""
+    release_code_pages()
     return (anonymous_bytes() or 0) + (file_bytes() or 0)
 
 

@@ -24,7 +24,7 @@ from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.feeds import Feeds
 from edge_svd.runtime.handed_over import HandedOver
 from edge_svd.runtime.lookup import MOST, guess
-from edge_svd.runtime.memory import large_blocks_returned, release_free_memory
+from edge_svd.runtime.memory import large_blocks_returned, release_code_pages, release_free_memory
 from edge_svd.runtime.scales import given_scales
 from edge_svd.runtime.schema import (
     COLUMNS,
@@ -84,6 +84,7 @@ def open_onnx(
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     bundle.check_unchanged()
+    release_code_pages()
     try:
         graph = bundle.read(name)
         cut = DecodingGraph(graph)
@@ -113,6 +114,7 @@ def open_onnx(
     session.edge_svd_handed = handed  # must outlive the session
     for own in handed:
         own.give_back(session)
+    release_code_pages()
     return session
 
 

@@ -13,7 +13,7 @@ given back (`runtime.handed_over`).
 - While a matrix is packed, what it is packed from is resident too; the vocabulary's is packed first, when little is.
 - The KV cache is one buffer a layer and part, so a full context costs exactly its bytes.
 - A pass keeps the layer's activations, and one more buffer for nearly every different width that passes between two
-  products: the arena finds no freed buffer of the right size. The padding mask takes 4 bytes a pair of positions.
+  products: the arena finds no freed buffer of the right size.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ PARTS = ("process", "tokenizer", "embedding", "weights", "loading", "KV cache", 
 
 FOLLOWING = 0.25
 """Bytes a weight that are packed, at the least, after the vocabulary's matrix, which is packed first."""
+
+CODE = 8_600_000
+"""Bytes of code that runs while the session is made and is given back then (`runtime.memory.release_code_pages`);
+measured on x86-64."""
 
 RESERVE = 0.015
 """Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
@@ -161,11 +165,10 @@ def activation_bytes(architecture: Described, formats: Mapping[str, SiteFormat],
     chunk = min(load.chunk, load.context)
     different = sum(between - own)
     token = FLOAT_BYTES * (layer + different / (1 + different / (REUSE * widest))) + QUANTISED * widest
-    mask = FLOAT_BYTES * chunk * load.context
     ropes = len({rope for rope in a.layer_ropes if rope})
     tables = FLOAT_BYTES * a.rotary_dim * load.context * ropes
     logits = FLOAT_BYTES * a.vocab_size * (1 + MOST)
-    return round(chunk * token + mask + tables + logits)
+    return round(chunk * token + tables + logits)
 
 
 def peak_memory(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> Memory:
@@ -189,7 +192,7 @@ def loading_memory(
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
     owners = [site for site in sites_of(architecture) if not site.tied_to]
     rows = sum(loaded_bytes(architecture, site, formats[site.name]) for site in owners)
-    return _with_reserve(_held(architecture, formats, costs, load) | {"loading": rows})
+    return _with_reserve(_held(architecture, formats, costs, load) | {"loading": rows + CODE})
 
 
 def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:
