@@ -47,9 +47,9 @@ PARTS = ("process", "tokenizer", "embedding", "weights", "loading", "KV cache", 
 FOLLOWING = 0.25
 """Bytes a weight that are packed, at the least, after the vocabulary's matrix, which is packed first."""
 
-CODE = 8_600_000
-"""Bytes of code that runs while the session is made and is given back then (`runtime.memory.release_code_pages`);
-measured on x86-64."""
+CODE = 0.23
+"""Code that runs while the session is made and is given back then (`runtime.memory.release_code_pages`), as a share of
+the process before it; measured on x86-64."""
 
 RESERVE = 0.015
 """Share of all else that is set aside for what differs from run to run, so that a target is kept and not just met on
@@ -192,7 +192,9 @@ def loading_memory(
     """Predicted resident bytes when the session has just been made and nothing is given back yet."""
     owners = [site for site in sites_of(architecture) if not site.tied_to]
     rows = sum(loaded_bytes(architecture, site, formats[site.name]) for site in owners)
-    return _with_reserve(_held(architecture, formats, costs, load) | {"loading": rows + CODE})
+    return _with_reserve(
+        _held(architecture, formats, costs, load) | {"loading": rows + round(CODE * costs.process_bytes)}
+    )
 
 
 def _held(architecture: Described, formats: Mapping[str, SiteFormat], costs: MemoryCosts, load: Load) -> dict[str, int]:

@@ -20,6 +20,7 @@ from edge_svd.export.decoder import decoder
 from edge_svd.formats import KINDS, KV_CACHES, SiteFormat
 from edge_svd.fusing import fused
 from edge_svd.planner.memory import (
+    CODE,
     Load,
     cache_bytes,
     loaded_bytes,
@@ -137,7 +138,7 @@ def test_unpacked_rows_are_held_while_loading_only(architecture: Architecture) -
     )
     [table] = [site for site in sites_of(architecture) if site.type == head]
     early = max(0, math.prod(table.shape) - round(rows / 4))
-    assert loading[1].parts["loading"] == scales + early
+    assert loading[1].parts["loading"] == scales + early + round(CODE * COSTS.process_bytes)
     assert loading[0].parts["loading"] == loading[1].parts["loading"] + rows
     assert loading[0].parts["KV cache"] == loading[0].parts["activations"] == 0
     running = [running_memory(architecture, formats, COSTS, load) for formats in (coded, plain)]
