@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,10 +28,14 @@ Made = tuple[OpenedModel, object, object]
 
 
 @pytest.fixture
-def made(tiny_model: Path, tiny_text_file: Path, cache: Path):  # type: ignore[no-untyped-def]
+def made(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
+    shipped = Path(__file__).parents[2] / "recipes" / "devices" / "this-machine.toml"
+    # Beside a tiny model, loading the libraries would be the peak, whatever the cache.
+    device = tmp_path / "device.toml"
+    device.write_text(re.sub(r"process_bytes = \d+", "process_bytes = 1000", shipped.read_text()))
     opened = open_model(str(tiny_model))
     statistics, _ = run_calibration(opened, Calibration((str(tiny_text_file),), windows=8, window=64))
-    planning = Planning(candidates=CANDIDATES, prompt_chunk=8, context=256)
+    planning = Planning(candidates=CANDIDATES, prompt_chunk=8, context=256, device=str(device))
     return opened, statistics, run_survey(opened, statistics, planning), planning
 
 
