@@ -16,7 +16,7 @@ from typing import Any, Protocol, get_type_hints
 
 from edge_svd import learned
 from edge_svd.errors import InputError
-from edge_svd.layouts import HEAD, Layout, layout_of
+from edge_svd.layouts import HEAD, ROTATION, Layout, layout_of
 from edge_svd.rotary import GLOBAL, LOCAL, NO_ROTARY, rotary_of
 
 SUPPORTED = (
@@ -25,7 +25,7 @@ SUPPORTED = (
 )
 """transformers' model_type of every decoder that can be described."""
 
-SITE_TYPES = ("embedding", "q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "lm_head")
+SITE_TYPES = ("embedding", "q", "k", "v", "o", "qkv", "gate", "up", "gate_up", "down", "rotation", "lm_head")
 PER_HEAD, WHOLE = "head", "whole"
 """What a norm of queries and of keys spans: each head for itself, or all of them together."""
 
@@ -83,6 +83,8 @@ class Architecture:
     """Whether the MLP multiplies what `up` gives with an activated gate; without one, it activates what `up` gives."""
     learned_positions: bool = False
     """Whether a row of a table is added to every token's embedding, the row of its position below `max_position`."""
+    head_rotation: bool = False
+    """Whether the last norm's output passes a matrix before the head, which is then tied (`edge_svd.rotation`)."""
 
     @property
     def layout(self) -> Layout:
@@ -90,10 +92,11 @@ class Architecture:
         return layout_of(self.family)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; tuples become lists."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
-        }
+        """Plain JSON values; tuples become lists. What only rotated models have is left out for all others."""
+        values = dataclasses.asdict(self)
+        if not self.head_rotation:
+            del values["head_rotation"]
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_json(cls, value: Any) -> Architecture:
@@ -101,6 +104,7 @@ class Architecture:
         if not isinstance(value, Mapping):
             raise InputError("An architecture must be a JSON object.")
         hints = get_type_hints(cls)
+        value = {"head_rotation": False, **value}
         if set(value) != set(hints):
             odd = ", ".join(sorted(map(str, set(value) ^ set(hints))))
             raise InputError(f"An architecture lacks, or has unknown, fields: {odd}.")
@@ -148,6 +152,9 @@ def sites_of(architecture: Architecture | HasSites) -> tuple[Site, ...]:
         for kind, m, n, source in rows:
             read = f"{names.layer(layer)}.{source}"
             sites.append(Site(names.part(layer, kind), kind, layer, (m, n), read, "", kind in a.biased))
+    if a.head_rotation:
+        name = f"{names.final_norm}.{ROTATION}"
+        sites.append(Site(name, "rotation", -1, (a.hidden_size, a.hidden_size), "last_norm", "", False))
     tied_to = names.embedding if a.tied_embeddings else ""
     sites.append(Site(HEAD, "lm_head", -1, (a.vocab_size, a.hidden_size), "head", tied_to, "lm_head" in a.biased))
     return tuple(sites)
@@ -371,10 +378,11 @@ def _check(a: Architecture) -> None:
         and 0 <= a.rotary_dim <= a.head_dim
         and a.rotary_dim % 2 == 0,
         "learned_positions": a.learned_positions == bool(a.layout.positions),
+        "head_rotation": a.tied_embeddings or not a.head_rotation,
         "gated": a.gated or not a.fused_gate_up,
         "rope_scale": a.rope_scale > 0,
         "bos_token_id or eos_token_ids": all(0 <= token < a.vocab_size for token in tokens),
-        "biased": set(a.biased) <= set(SITE_TYPES) - {"embedding"} and len(set(a.biased)) == len(a.biased),
+        "biased": set(a.biased) <= set(SITE_TYPES) - {"embedding", "rotation"} and len(set(a.biased)) == len(a.biased),
     }
     for key, holds in rules.items():
         if not holds:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
+ROTATION = "rotation"
+"""Below the last norm: the matrix that its output passes before a tied head, in a rotated model."""
 
 _LAYER = re.compile(r"^(.*?\.)(\d+)\.")
 

@@ -18,6 +18,7 @@ from edge_svd.formats import BLOCKED, CODED, PIVOTED, PLANES
 from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
 from edge_svd.quantize.components import from_low
 from edge_svd.quantize.trellis import decode, unpack
+from edge_svd.rotation import place_rotation
 from edge_svd.trellis_code import trellis_code
 
 
@@ -37,10 +38,12 @@ def load(path: Path | str) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     attention = "eager" if checkpoint.architecture.attention_softcap else "sdpa"
     without_conv1d(model).set_attn_implementation(attention)
+    architecture = checkpoint.architecture
+    if architecture.head_rotation:
+        place_rotation(model, architecture)
     for site in checkpoint.sites:
         if not site.tied_to:
             _place(model, checkpoint, site)
-    architecture = checkpoint.architecture
     if architecture.tied_embeddings:
         model.lm_head.weight = model.get_submodule(architecture.layout.embedding).weight
     offset = np.float32(1.0 if checkpoint.architecture.family.startswith("gemma") else 0.0)
