@@ -26,6 +26,7 @@ from edge_svd.cli_options import (
     Method,
     MinDecode,
     Ram,
+    Rotate,
     Seed,
     Sources,
     Threads,
@@ -92,6 +93,7 @@ def fit(
     refine: Annotated[
         bool, typer.Option("--refine", help="Measure the plan's choices, correct their prices, and plan again.")
     ] = False,
+    rotate: Rotate = False,
     force: Force = False,
     threads: Threads = 2,
     json: Json = False,
@@ -118,6 +120,7 @@ def fit(
         "seed": seed,
         "tune": tune,
         "refine": refine or None,
+        "rotate": rotate or None,
     }
     options = resolve(given, recipe, out)
     if options.encoder:
@@ -163,6 +166,7 @@ def calibrate(
         int | None, typer.Option("--calibration-window", min=2, help="Tokens a window (512), or a passage (128).")
     ] = None,
     seed: Seed = 0,
+    rotate: Rotate = False,
     json: Json = False,
 ) -> None:
     """Run text through the model once and keep the second moments that planning needs."""
@@ -178,7 +182,7 @@ def calibrate(
         window=calibration_window or usual.window,
         seed=seed,
     )
-    statistics, _ = run_calibration(open_any(model), options, out)
+    statistics, _ = run_calibration(open_any(model, rotate), options, out)
     result = {"statistics": str(out), "tokens": statistics.tokens, "key": dict(statistics.key)}
     Output(json).result(result, lambda: f"{out}: statistics of {statistics.tokens} tokens")
 
@@ -199,6 +203,7 @@ def plan(
     candidates: Candidates = None,
     context: Context = None,
     seed: Seed = 0,
+    rotate: Rotate = False,
     json: Json = False,
 ) -> None:
     """Choose a format for every matrix so that the bundle meets its targets: size, memory, speed."""
@@ -218,7 +223,7 @@ def plan(
     refuse_foreign(out)
     statistics = Statistics.open(stats)
     options.check()
-    opened = open_any(model)
+    opened = open_any(model, rotate)
     made = run_plan(opened, statistics, run_survey(opened, statistics, options), options, targets)
     atomic_write(out, made.to_bytes())
     Output(json).result({"path": str(out), "plan": made.to_json()}, lambda: plan_table(made.to_json()))
@@ -230,6 +235,7 @@ def compress(
     plan: Annotated[Path, typer.Option("--plan", help="Plan file of `edge-svd plan`.")],
     stats: Annotated[Path, typer.Option("--stats", help="The statistics that the plan was made from.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint folder to write.")],
+    rotate: Rotate = False,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -243,7 +249,7 @@ def compress(
     from edge_svd.steps import check_plan
 
     chosen, statistics = Plan.read(plan), Statistics.open(stats)
-    opened = open_any(model)
+    opened = open_any(model, rotate)
     check_plan(opened, chosen)
     with step("Compressing") as tick:
         checkpoint = run_compress(opened, chosen, statistics, out, force=force, progress=tick)

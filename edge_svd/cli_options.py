@@ -41,6 +41,9 @@ KvCache = Annotated[
 MinDecode = Annotated[
     float | None, typer.Option("--min-decode-tps", help="Least decoding speed on the device, tokens a second.")
 ]
+Rotate = Annotated[
+    bool, typer.Option("--rotate", help="Rotate the model first: int8 products of whole prompts become accurate.")
+]
 Device = Annotated[
     str | None,
     typer.Option("--device", help="Device profile, by name or as FILE.toml; see `edge-svd devices`."),

@@ -35,6 +35,13 @@ class DeviceFacts:
     usable_share: float
 
     @property
+    def exact_int8(self) -> bool:
+        """Whether onnxruntime's plain int8 products are right here: x86-64 without VNNI adds pairs of products in 16
+        bits, which overflow."""
+        sets = self.instruction_sets
+        return not any(name.startswith("avx") for name in sets) or any("vnni" in name for name in sets)
+
+    @property
     def usable_bandwidth(self) -> float:
         return self.bandwidth_bytes_per_s * self.usable_share
 

@@ -103,8 +103,8 @@ def _check_encoder(targets: Targets, planning: Planning) -> None:
     """InputError on what is there for decoders only."""
     if targets.resident:
         raise InputError("--ram and --min-decode-tps are for models that write text; give an encoder a --size alone.")
-    if planning.refine or planning.tune_steps:
-        raise InputError("--refine and --tune are for models that write text; leave them out for an encoder.")
+    if planning.refine or planning.rotate or planning.tune_steps:
+        raise InputError("--refine, --rotate and --tune are for models that write text; leave them out for an encoder.")
     if planning.kv_cache not in (AUTO, EXACT):
         raise InputError("An encoder has no KV cache; leave --kv-cache out.")
     if allocation(planning.allocation).needs_gradient:

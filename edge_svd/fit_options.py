@@ -67,6 +67,7 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
             steps_of(options["tune"]) if "tune" in options else 0,
             refine=options.get("refine", planning.refine),
             kv_cache=options.get("kv_cache", planning.kv_cache),
+            rotate=options.get("rotate", planning.rotate),
         ),
         encoder=encoder_family(options["model"]),
     )

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from edge_svd.encoders.opened import OpenedEncoder, encoder_family, open_encoder
+from edge_svd.errors import InputError
 from edge_svd.models import OpenedModel, open_model
+from edge_svd.rotation import rotated
 
 Opened = OpenedModel | OpenedEncoder
 
 
-def open_any(name: str) -> Opened:
-    """A decoder as `models.open_model` opens it, or an encoder; InputError, one sentence, if that cannot be done."""
-    return open_encoder(name) if encoder_family(name) else open_model(name)
+def open_any(name: str, rotate: bool = False) -> Opened:
+    """A decoder as `models.open_model` opens it, or an encoder; InputError, one sentence, if that cannot be done, or
+    if it is to be rotated and cannot be."""
+    if not encoder_family(name):
+        return rotated(open_model(name)) if rotate else open_model(name)
+    if rotate:
+        raise InputError("--rotate is for models that write text; leave it out for an encoder.")
+    return open_encoder(name)

@@ -47,6 +47,7 @@ class Recipe:
     seed: int | None = None
     tune: float | None = None
     refine: bool | None = None
+    rotate: bool | None = None
     kv_cache: str | None = None
     file: str = field(default="", compare=False, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
@@ -90,6 +91,7 @@ _KINDS: dict[str, _Kind] = {
     "seed": _Kind(_COUNT, "a whole number", "0"),
     "tune": _Kind((int, float), "a number", "2.0"),
     "refine": _Kind((bool,), "true or false", "true"),
+    "rotate": _Kind((bool,), "true or false", "true"),
 }
 _NEEDED = ("summary", "model")
 _BUDGETS = ("size", "ram")

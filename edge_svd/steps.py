@@ -40,7 +40,7 @@ from edge_svd.planner.products import products
 from edge_svd.planner.survey import Survey, candidate_kinds, survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.progress import step
-from edge_svd.runtime.kernel_support import kernel_works
+from edge_svd.runtime.kernel_support import kernel_works, whole_pass_works
 from edge_svd.runtime.memory import release_free_memory
 from edge_svd.runtime.schema import TOKENIZER_NAME
 from edge_svd.runtime.session import DEFAULT_CHUNK
@@ -101,7 +101,8 @@ def usual_calibration(model: str) -> Calibration:
 @dataclass(frozen=True)
 class Planning:
     """What the planner may choose from, and how it prices; `resident`: for targets of memory or speed too, which
-    decides the candidates where none are named; `refine`: whether `fit` measures the plan and makes it again;
+    decides the candidates where none are named; `refine`: whether `fit` measures the plan and makes it again; `rotate`:
+    whether `fit` rotates the model first (`edge_svd.rotation`);
     `kv_cache`: a kind of KV cache, or `AUTO`: int8 where memory is limited and it is worth what it loses."""
 
     method: str = "io-svd"
@@ -115,6 +116,7 @@ class Planning:
     resident: bool = False
     refine: bool = False
     kv_cache: str = AUTO
+    rotate: bool = False
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -279,7 +281,12 @@ def check_kernels(opened: Opened, plan: Plan) -> None:
     """InputError if the plan needs a kernel that the installed onnxruntime lacks."""
     for site in opened.sites:
         for product in () if site.tied_to else products(site.shape, plan.formats[site.name]):
-            if not kernel_works(product.bits, product.block):
+            if product.whole and not whole_pass_works():
+                raise InputError(
+                    f"The plan keeps {site.name} in int8 rows whose inputs share one scale a pass, which onnxruntime "
+                    f"{onnxruntime.__version__} computes wrongly on this processor; leave out --rotate."
+                )
+            if not product.whole and not kernel_works(product.bits, product.block):
                 raise InputError(
                     f"The plan keeps {site.name} in {product.bits} bits in blocks of {product.block}, for which the "
                     f"installed onnxruntime {onnxruntime.__version__} has no working kernel; upgrade onnxruntime, or "

@@ -1,7 +1,7 @@
 """The one place that decides which operators compute a matrix in each format.
 
 Everything is onnxruntime's MatMulNBits, with 8 bits but for blocks: weights stay integers in memory, activations are
-quantised per block.
+quantised per block. Only int8 rows whose inputs share one scale a pass are its DynamicQuantizeMatMul.
 
     int8       one product.
     int16      one product over twice the width: the input beside itself, against the high and the low plane.
@@ -30,8 +30,18 @@ import onnx_ir as ir
 from edge_svd.architectures import Site
 from edge_svd.export import planes
 from edge_svd.export.coded import coded_matrix
-from edge_svd.export.graph import BFLOAT16, FLOAT, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
-from edge_svd.formats import BLOCK_STEPS, BLOCKED, CODED, LOW_BLOCK, NARROW_BLOCK, PIVOTED, SiteFormat, padded
+from edge_svd.export.graph import BFLOAT16, FLOAT, INT8, INT32, MICROSOFT, UINT8, UINT16, Array, Builder, Reader
+from edge_svd.formats import (
+    BLOCK_STEPS,
+    BLOCKED,
+    CODED,
+    LOW_BLOCK,
+    NARROW_BLOCK,
+    PIVOTED,
+    WHOLE_PASS,
+    SiteFormat,
+    padded,
+)
 from edge_svd.fusing import joined
 
 ACCURACY_LEVEL = 4
@@ -55,6 +65,8 @@ def linear(
             return y
         thin = SiteFormat("low-rank", fmt.k8)
         return builder.op("Add", y, _wide_factors(builder, x, name, (m, n), thin, None, scale="t8"))
+    if fmt.block == WHOLE_PASS:
+        return _whole_pass(builder, x, [name], (m, n), add)
     if fmt.kind == "int16":
         x = builder.shared("Concat", x, x, axis=-1)
     if fmt.kind == "table":
@@ -77,6 +89,8 @@ def fused_linear(
     add = _joint(builder, names, "bias", FLOAT, (m,)) if bias else None
     if fmt.kind == "blocks":
         return _blocked(builder, x, names, (m, n), fmt, add)
+    if fmt.block == WHOLE_PASS:
+        return _whole_pass(builder, x, names, (m, n), add)
     block = fmt.inputs_a_block(padded(n))
     count = padded(n) // block
     if fmt.kind == "trellis":
@@ -102,6 +116,19 @@ def _joint(builder: Builder, names: Sequence[str], suffix: str, dtype: ir.DataTy
     """A tensor that several matrices have under one suffix, rows below rows."""
     tensors = [f"{name}.{suffix}" for name in names]
     return builder.weight(f"{joined(names)}.{suffix}", dtype, shape, lambda read: (read(tensor) for tensor in tensors))
+
+
+def _whole_pass(
+    builder: Builder, x: ir.Value, names: Sequence[str], shape: tuple[int, int], bias: ir.Value | None
+) -> ir.Value:
+    """The product with int8 rows [m, n] in all, x on one scale: the kernel wants the numbers of an input together."""
+    values = builder.weight(
+        f"{joined(names)}.q8", INT8, (padded(shape[1]), shape[0]), lambda read: planes.inputs8(read, names)
+    )
+    stored = _joint(builder, names, "s8", BFLOAT16, (shape[0],))
+    scales = builder.op("Cast", stored, to=int(FLOAT))
+    inputs = [x, values, scales, None, bias]
+    return builder.op("DynamicQuantizeMatMul", *inputs[: 5 if bias is not None else 3], domain=MICROSOFT)
 
 
 def _blocked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -35,6 +35,13 @@ def rows8(read: Reader, name: str) -> Iterator[Array]:
     """[m, n] int8 → m rows of n bytes."""
     for piece in _pieces(read(name)):
         yield bytes8(piece)
+
+
+def inputs8(read: Reader, names: Sequence[str]) -> Iterator[Array]:
+    """The int8 rows [m_i, n] of several matrices, rows below rows, as n runs of Σ m_i: all weights of an input."""
+    rows = np.concatenate([read(f"{name}.q8") for name in names])
+    for piece in _pieces(rows.T):
+        yield np.ascontiguousarray(piece)
 
 
 def rows16(read: Reader, name: str) -> Iterator[Array]:

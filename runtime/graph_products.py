@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_svd.runtime.onnx_external import walk
+from edge_svd.runtime.onnx_parts import GRAPH, INITIALIZER, NODE, node_at, tensor_at, text_at
 
-_GRAPH, _NODE, _OP_TYPE, _ATTRIBUTE, _NAME, _INT = 7, 1, 4, 5, 1, 3
+WHOLE = "DynamicQuantizeMatMul"
 
 
 @dataclass(frozen=True)
 class GraphProduct:
-    """One MatMulNBits: rows N, columns K, bits a weight, inputs a block."""
+    """One MatMulNBits: rows N, columns K, bits a weight, inputs a block. Or, where `whole`, one DynamicQuantizeMatMul,
+    whose block is the whole row."""
 
     rows: int
     columns: int
     bits: int
     block: int
+    whole: bool = False
 
     @property
     def blocks(self) -> int:
@@ -25,26 +28,20 @@ class GraphProduct:
 
 
 def graph_products(graph: bytes) -> tuple[GraphProduct, ...]:
-    """Every MatMulNBits of a checked ONNX file, in file order."""
+    """Every product of a checked ONNX file, in file order."""
     found = []
-    for start, end in _inside(graph, 0, len(graph), _GRAPH):
-        for node in _inside(graph, start, end, _NODE):
-            names = [graph[a:b] for a, b in _inside(graph, *node, _OP_TYPE)]
-            if names == [b"MatMulNBits"]:
-                a = dict(_attribute(graph, *place) for place in _inside(graph, *node, _ATTRIBUTE))
-                found.append(GraphProduct(a[b"N"], a[b"K"], a.get(b"bits", 4), a[b"block_size"]))
+    for start, end in _inside(graph, 0, len(graph), GRAPH):
+        tensors = {text_at(graph, *place, 8): place for place in _inside(graph, start, end, INITIALIZER)}
+        for place in _inside(graph, start, end, NODE):
+            node = node_at(graph, *place)
+            a = {key: value for key, value in node.attributes.items() if isinstance(value, int)}
+            if node.kind == "MatMulNBits":
+                found.append(GraphProduct(a["N"], a["K"], a.get("bits", 4), a["block_size"]))
+            elif node.kind == WHOLE and node.inputs[1] in tensors:
+                columns, rows = tensor_at(graph, *tensors[node.inputs[1]]).shape
+                found.append(GraphProduct(rows, columns, 8, columns, whole=True))
     return tuple(found)
 
 
 def _inside(data: bytes, start: int, end: int, number: int) -> list[tuple[int, int]]:
     return [(value, stop) for field, wire, value, stop in walk(data, start, end) if field == number and wire == 2]
-
-
-def _attribute(data: bytes, start: int, end: int) -> tuple[bytes, int]:
-    name, number = b"", 0
-    for field, wire, value, stop in walk(data, start, end):
-        if field == _NAME and wire == 2:
-            name = data[value:stop]
-        elif field == _INT and wire == 0:
-            number = value
-    return name, number

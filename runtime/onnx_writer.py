@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-FLOAT, UINT8, INT32, INT64, BFLOAT16 = 1, 2, 6, 7, 16
+FLOAT, UINT8, INT8, INT32, INT64, BFLOAT16 = 1, 2, 3, 6, 7, 16
 """TensorProto.DataType."""
 
 MICROSOFT = "com.microsoft"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from edge_svd.allocate import allocation
 from edge_svd.errors import BudgetError, InputError
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import WHOLE_PASS, SiteFormat
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
 from edge_svd.planner.knapsack.one_limit import Solution, solve
@@ -43,6 +43,8 @@ def make_plan(
         BudgetError: there is none; names the smallest reachable value, what dominates it and what would help.
         InputError: an allocation that knows sizes alone is asked for another target.
     """
+    if not setting.profile.device.exact_int8:
+        survey = _in_blocks(survey)
     draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
     if not targets.resident:
         return _smallest_graph(draft) if (targets.file_bytes or 0) < FUNCTIONS_MATTER else _within_size(draft)
@@ -52,6 +54,12 @@ def make_plan(
             "choose another for --ram and --min-decode-tps."
         )
     return within_limits(draft)
+
+
+def _in_blocks(survey: Survey) -> Survey:
+    """The price list without products whose inputs share one scale a pass."""
+    kept = {name: tuple(c for c in found if c.format.block != WHOLE_PASS) for name, found in survey.candidates.items()}
+    return replace(survey, candidates=kept)
 
 
 def _smallest_graph(draft: Draft) -> Plan:

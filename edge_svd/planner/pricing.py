@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from edge_svd.architectures import Site, sites_of
+from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.described import Described
 from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
-from edge_svd.planner.activation_probe import measured_activations
+from edge_svd.planner.activation_probe import measured_activations, squared_ranges
 from edge_svd.planner.activations import input_losses
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import (
@@ -165,7 +165,12 @@ def price_all(
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
     tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary}
-    measured = measured_activations(model, sites_of(architecture), activations, probes.kl)
+    ranges: dict[str, float] = {}
+    if isinstance(architecture, Architecture):
+        body = architecture.layout.body
+        inner = [site for site in sites if not embedding_roles(site, architecture)]
+        ranges = squared_ranges(model, inner, windows[:FEW_WINDOWS], body)
+    measured = measured_activations(model, sites_of(architecture), activations, probes.kl, ranges)
     corrections = probes.factors()
     corrections.setdefault("coded", {}).update(tables)
     progress(len(sites) + 1, len(sites) + 1)

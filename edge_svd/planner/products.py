@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from edge_svd.architectures import Site
 from edge_svd.described import Described
-from edge_svd.formats import LOW_BLOCK, NARROW_BLOCK, SiteFormat, padded
+from edge_svd.formats import LOW_BLOCK, NARROW_BLOCK, WHOLE_PASS, SiteFormat, padded
 
 
 @dataclass(frozen=True)
 class Product:
     """One MatMulNBits of `rows` outputs from `columns` inputs; `bits` a weight, one scale a `block` of inputs.
+
+    Or, where `whole`, one DynamicQuantizeMatMul of int8 rows; its block is the whole row.
 
     Attributes:
         pattern: not empty where the scales are a constant that equal products of a graph share; names that constant.
@@ -29,6 +31,7 @@ class Product:
     block: int
     pattern: str = ""
     zero_points: bool = False
+    whole: bool = False
 
     @property
     def blocks(self) -> int:
@@ -56,6 +59,8 @@ class Calls:
 
 def _int8(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
     n = padded(shape[1])
+    if fmt.block == WHOLE_PASS:
+        return Calls((Product(shape[0], n, 8, n, whole=True),))
     return Calls((Product(shape[0], n, 8, fmt.inputs_a_block(n)),))
 
 
@@ -116,7 +121,7 @@ def calls(shape: tuple[int, int], fmt: SiteFormat) -> Calls:
 
 
 def products(shape: tuple[int, int], fmt: SiteFormat) -> tuple[Product, ...]:
-    """The MatMulNBits calls of an m x n matrix in this format, in the order they run."""
+    """The products of an m x n matrix in this format, in the order they run."""
     return calls(shape, fmt).products
 
 

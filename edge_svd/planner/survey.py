@@ -14,7 +14,7 @@ from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.described import Described
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
-from edge_svd.formats import ACTIVATION_BLOCKS, BLOCKED, CODED, SiteFormat, padded
+from edge_svd.formats import ACTIVATION_BLOCKS, BLOCKED, CODED, WHOLE_PASS, SiteFormat, padded
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, THIN_SHARE
 from edge_svd.planner.generators import GENERATORS, SiteContext
@@ -29,7 +29,7 @@ from edge_svd.planner.pricing import (
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 17
+VERSION = 18
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,9 @@ def _with_activations(
 
     def variants(c: Candidate) -> Iterator[Candidate]:
         usual = c.format.inputs_a_block(padded(shape[1]))
-        others = [] if c.format.factored or c.format.kind in BLOCKED else ACTIVATION_BLOCKS
+        others = () if c.format.factored or c.format.kind in BLOCKED else ACTIVATION_BLOCKS
+        if c.format.kind == "int8" and WHOLE_PASS in losses:
+            others = (*others, WHOLE_PASS)
         for block in (c.format.block, *others):
             fmt = replace(c.format, block=block)
             if block == c.format.block or (block != usual and fmt.fits(shape)):

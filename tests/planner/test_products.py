@@ -17,7 +17,7 @@ from export_tiny import tiny_model  # noqa: E402
 from edge_svd.architectures import Architecture, architecture_of, sites_of
 from edge_svd.devices import MemoryCosts
 from edge_svd.export.decoder import decoder
-from edge_svd.formats import KINDS, KV_CACHES, SiteFormat
+from edge_svd.formats import KINDS, KV_CACHES, WHOLE_PASS, SiteFormat
 from edge_svd.fusing import fused
 from edge_svd.planner.memory import (
     CODE,
@@ -36,6 +36,7 @@ from edge_svd.runtime.graph_products import graph_products
 COSTS = MemoryCosts(1000, 100, 2.0, 10, 12.0)
 FORMATS = [
     SiteFormat("int8"),
+    SiteFormat("int8", block=WHOLE_PASS),
     SiteFormat("int8", block=16),
     SiteFormat("int16"),
     SiteFormat("int16", block=16),
