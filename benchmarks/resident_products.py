@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edge_svd.devices import DEFAULT, load_profile
 from edge_svd.files import atomic_write
+from edge_svd.formats import WHOLE_PASS
 from edge_svd.planner.memory import product_bytes
 from edge_svd.planner.products import Product
 from edge_svd.report.machine import describe, today
@@ -24,6 +25,7 @@ from edge_svd.runtime.profile import SCALE_BYTES
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((1536, 576), (576, 192), (2048, 1024))
 KERNELS = [(bits, block) for bits in (8, 4, 2) for block in (16, 32, 64, 128) if (bits, block) != (2, 16)]
+KERNELS.append((8, WHOLE_PASS))
 WEIGHTS = 40_000_000
 EMPTY = 2_300_000
 """Anonymous bytes of a session with next to nothing in it."""
@@ -40,7 +42,8 @@ def main() -> None:
             pairs = max(2, round(WEIGHTS / (2 * n * k)))
             request = {"rows": n, "columns": k, "bits": bits, "block": block, "pairs": pairs}
             found = fresh_process("kernel_worker", request | {"threads": options.threads, "seconds": options.seconds})
-            both = (Product(n, k, bits, block), Product(k, n, bits, block))
+            whole = block == WHOLE_PASS
+            both = [Product(m, width, bits, width if whole else block, whole=whole) for m, width in ((n, k), (k, n))]
             predicted = EMPTY + pairs * sum(product_bytes(product, costs) for product in both)
             # The chains keep their scales, which a session of ours gives back where it can.
             predicted += SCALE_BYTES * pairs * sum(product.rows * product.blocks for product in both)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_svd.errors import InputError
+from edge_svd.formats import WHOLE_PASS
 
 SUFFIX = ".toml"
 DEFAULT = "this-machine"
@@ -81,8 +82,16 @@ class SpeedCosts:
     kernels: tuple[KernelCost, ...]
 
     def weight_seconds(self, bits: int, block: int) -> float:
-        """Of the kernel measured, else of the nearest block at these bits, else of the slowest kernel."""
-        same = [kernel for kernel in self.kernels if kernel.bits == bits]
+        """Of the kernel measured, else of the nearest block at these bits, else of the slowest kernel.
+
+        WHOLE_PASS in place of a block: of int8 rows whose inputs share one scale a pass.
+        """
+        if block == WHOLE_PASS:
+            whole = [kernel.weight_s for kernel in self.kernels if kernel.block == WHOLE_PASS]
+            if whole:
+                return whole[0]
+            block = max(kernel.block for kernel in self.kernels)  # not measured there: no slower than the widest blocks
+        same = [kernel for kernel in self.kernels if kernel.bits == bits and kernel.block != WHOLE_PASS]
         if not same:
             return max(kernel.weight_s for kernel in self.kernels)
         return min(same, key=lambda kernel: abs(math.log(kernel.block / block))).weight_s
@@ -213,6 +222,8 @@ class _Reader:
             value = table[field.name]
             if field.name == "kernels":
                 values["kernels"] = self._kernels(value)
+            elif kind is KernelCost and field.name == "block" and value == WHOLE_PASS:
+                values[field.name] = value
             elif field.name == "instruction_sets":
                 values["instruction_sets"] = self.strings(table, field.name, section)
             else:

@@ -1,7 +1,8 @@
 """The process that measures one matrix kernel: `python -m edge_svd.runtime.kernel_worker JSON` prints one JSON line.
 
-A chain of MatMulNBits of N x K and K x N, stored as bundles store them (numbers in the mapped file, a bfloat16 scale a
-row, spread over the blocks by operators that onnxruntime folds at load), so memory and time are those of real graphs.
+A chain of MatMulNBits of N x K and K x N, or of DynamicQuantizeMatMul (block WHOLE_PASS), stored as bundles store them
+(numbers in the mapped file, a bfloat16 scale a row, spread over the blocks by operators that onnxruntime folds at
+load), so memory and time are those of real graphs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import numpy as np
 import onnxruntime
 
 from edge_svd.runtime import onnx_writer as onnx
+from edge_svd.runtime.graph_products import WHOLE
 from edge_svd.runtime.memory import anonymous_bytes, file_bytes, peak_rss_bytes, release_free_memory
 
 DATA = "data.bin"
 _ACCURACY_LEVEL = 4
+WHOLE_PASS = -1
+"""In place of a block: int8 rows whose inputs share one scale a pass, as in `edge_svd.formats`."""
 
 
 def write_chain(folder: Path, rows: int, columns: int, bits: int, block: int, pairs: int) -> Path:
@@ -35,19 +39,28 @@ def write_chain(folder: Path, rows: int, columns: int, bits: int, block: int, pa
     with open(folder / DATA, "wb") as handle:
         for index in range(2 * pairs):
             n, k = (rows, columns) if index % 2 == 0 else (columns, rows)
+            after = "y" if index == 2 * pairs - 1 else f"x{index}"
+            size = 2.0**-bits * (12.0 / k) ** 0.5
+            halves = (np.full(n, size, np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+            if block == WHOLE_PASS:
+                numbers = rng.integers(-127, 128, (k, n), dtype=np.int8)
+                handle.write(numbers.tobytes())
+                tensors.append(onnx.external(f"q{index}", onnx.INT8, (k, n), DATA, offset, numbers.size))
+                tensors.append(onnx.inline(f"h{index}", onnx.BFLOAT16, (n,), halves))
+                nodes.append(onnx.node("Cast", [f"h{index}"], [f"s{index}"], to=onnx.FLOAT))
+                nodes.append(onnx.node(WHOLE, [at, f"q{index}", f"s{index}"], [after], onnx.MICROSOFT))
+                offset, at = offset + numbers.size, after
+                continue
             blocks = -(-k // block)
             width = block * bits // 8
             numbers = rng.integers(0, 256, (n, blocks, width), dtype=np.uint8)
             handle.write(numbers.tobytes())
             tensors.append(onnx.external(f"q{index}", onnx.UINT8, (n, blocks, width), DATA, offset, numbers.size))
             offset += numbers.size
-            size = 2.0**-bits * (12.0 / k) ** 0.5
-            halves = np.full(n, size, np.float32).view(np.uint32) >> 16
-            tensors.append(onnx.inline(f"h{index}", onnx.BFLOAT16, (n, 1), halves.astype(np.uint16).tobytes()))
+            tensors.append(onnx.inline(f"h{index}", onnx.BFLOAT16, (n, 1), halves))
             tensors.append(onnx.inline(f"o{index}", onnx.FLOAT, (1, blocks), np.ones(blocks, np.float32).tobytes()))
             nodes.append(onnx.node("Cast", [f"h{index}"], [f"f{index}"], to=onnx.FLOAT))
             nodes.append(onnx.node("Mul", [f"f{index}", f"o{index}"], [f"s{index}"]))
-            after = "y" if index == 2 * pairs - 1 else f"x{index}"
             attributes = {"N": n, "K": k, "bits": bits, "block_size": block, "accuracy_level": _ACCURACY_LEVEL}
             nodes.append(
                 onnx.node("MatMulNBits", [at, f"q{index}", f"s{index}"], [after], onnx.MICROSOFT, **attributes)

@@ -23,9 +23,23 @@ from edge_svd.runtime.bench import fresh_process
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.errors import Failure, InputError
 from edge_svd.runtime.graph_products import GraphProduct, graph_products
+from edge_svd.runtime.kernel_worker import WHOLE_PASS
 from edge_svd.runtime.schema import MODEL_NAME, TOKENIZER_NAME
 
-KERNELS = ((8, 16), (8, 32), (8, 64), (8, 128), (4, 16), (4, 32), (4, 64), (4, 128), (2, 32), (2, 64), (2, 128))
+KERNELS = (
+    (8, 16),
+    (8, 32),
+    (8, 64),
+    (8, 128),
+    (4, 16),
+    (4, 32),
+    (4, 64),
+    (4, 128),
+    (2, 32),
+    (2, 64),
+    (2, 128),
+    (8, WHOLE_PASS),
+)
 """Bits and blocks; 2 bits in blocks of 16 have no fast kernel."""
 
 SMALL, LARGE = (576, 576), (1536, 576)
@@ -94,7 +108,7 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
         {
             "process_bytes": found["process_bytes"],
             "session_bytes": max(round(session), 1),
-            "tokenizer_ratio": found["tokenizer_bytes"] / opened.manifest.files[TOKENIZER_NAME].bytes,
+            "tokenizer_ratio": max(found["tokenizer_bytes"], 1) / opened.manifest.files[TOKENIZER_NAME].bytes,
             "product_bytes": round(product_bytes),
             "block_bytes": block_bytes,
         },
@@ -135,6 +149,8 @@ def _chain(bits: int, block: int, shape: tuple[int, int], threads: int) -> dict[
 def _padded(shape: tuple[int, int], block: int) -> tuple[int, int]:
     """Weights with padding, and blocks, of one N x K and one K x N product."""
     n, k = shape
+    if block == WHOLE_PASS:
+        return 2 * n * k, n + k
     blocks = n * -(-k // block) + k * -(-n // block)
     return blocks * block, blocks
 
@@ -171,7 +187,10 @@ def _kernel_bytes(chains: list[tuple[int, int, tuple[int, int], dict[str, Any]]]
 
 
 def _nearest(product: GraphProduct, weights: dict[tuple[int, int], float]) -> tuple[int, int]:
-    return min(weights, key=lambda key: (key[0] != product.bits, abs(np.log(key[1] / product.block))))
+    if product.whole:
+        return 8, WHOLE_PASS
+    blocks = (key for key in weights if key[1] != WHOLE_PASS)
+    return min(blocks, key=lambda key: (key[0] != product.bits, abs(np.log(key[1] / product.block))))
 
 
 def _bandwidth() -> float:

@@ -22,7 +22,9 @@ from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.decoding_graph import DecodingGraph, decoding_graph
 from edge_svd.runtime.errors import BundleError, Failure, InputError
 from edge_svd.runtime.feeds import Feeds
+from edge_svd.runtime.graph_products import WHOLE
 from edge_svd.runtime.handed_over import HandedOver
+from edge_svd.runtime.kernel_support import whole_pass_works
 from edge_svd.runtime.lookup import MOST, guess
 from edge_svd.runtime.memory import large_blocks_returned, release_code_pages, release_free_memory
 from edge_svd.runtime.scales import given_scales
@@ -87,6 +89,11 @@ def open_onnx(
     release_code_pages()
     try:
         graph = bundle.read(name)
+        if WHOLE.encode() in graph and not whole_pass_works():
+            raise BundleError(
+                f"The bundle {bundle.path} multiplies whole prompts in int8, which onnxruntime "
+                f"{onnxruntime.__version__} computes wrongly on this processor; fit the model for it with --device."
+            )
         cut = DecodingGraph(graph)
         if decoding:
             cut = decoding_graph(graph, bundle.path / WEIGHTS_NAME, bundle.manifest.decoder.vocab_size)

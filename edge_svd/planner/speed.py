@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edge_svd.architectures import sites_of
 from edge_svd.described import Described
 from edge_svd.devices import Profile
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import WHOLE_PASS, SiteFormat
 from edge_svd.fusing import merges
 from edge_svd.planner.memory import FLOAT_BYTES, cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls, multiplied
@@ -23,7 +23,8 @@ def product_seconds(product: Product, profile: Profile) -> float:
     """One row of input through one product, its weights not in a cache."""
     if profile.speed is None:
         return (product_bytes(product, profile.memory) - profile.memory.product_bytes) / profile.device.usable_bandwidth
-    return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, product.block)
+    block = WHOLE_PASS if product.whole else product.block
+    return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, block)
 
 
 def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edge_svd.files import format_size
+from edge_svd.formats import WHOLE_PASS
 from edge_svd.layouts import labels
 
 
@@ -20,6 +21,8 @@ def format_name(site: Mapping[str, Any]) -> str:
         return f"{site['bits']}-bit blocks of {site['block']}"
     if site["kind"] == "corrected":
         return f"{site['bits']}-bit blocks + rank {site['k8']}"
+    if site["kind"] == "int8" and site.get("block") == WHOLE_PASS:
+        return "int8, inputs on one scale"
     return "16 bits" if site["kind"] == "int16" else str(site["kind"])
 
 

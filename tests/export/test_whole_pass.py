@@ -17,7 +17,9 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export import export_bundle
 from edge_svd.formats import WHOLE_PASS, SiteFormat
+from edge_svd.runtime import session
 from edge_svd.runtime.bundle import open_bundle
+from edge_svd.runtime.errors import BundleError
 from edge_svd.runtime.graph_products import graph_products
 from edge_svd.runtime.kernel_support import whole_pass_works
 from edge_svd.runtime.session import Session
@@ -85,9 +87,9 @@ def test_our_runtime_says_the_same_token_by_token_as_torch(tmp_path: Path, exact
     model = tiny_model("llama")
     a = make_checkpoint(tmp_path / "checkpoint", model, choose)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
-    session = Session(open_bundle(bundle))
+    opened = Session(open_bundle(bundle))
     ids = TOKENS[0]
-    found = [session.prefill(ids[:1].tolist()).copy(), *(session.step(int(token)).copy() for token in ids[1:])]
+    found = [opened.prefill(ids[:1].tolist()).copy(), *(opened.step(int(token)).copy() for token in ids[1:])]
     past: Any = None
     expected = []
     with rounding(model, a), torch.no_grad():
@@ -96,6 +98,14 @@ def test_our_runtime_says_the_same_token_by_token_as_torch(tmp_path: Path, exact
             past = out.past_key_values
             expected.append(out.logits[0, -1].numpy())
     assert np.abs(np.array(found) - np.array(expected)).max() < TOLERANCE
+
+
+def test_processors_that_compute_it_wrongly_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_checkpoint(tmp_path / "checkpoint", tiny_model("llama"), choose)
+    bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+    monkeypatch.setattr(session, "whole_pass_works", lambda: False)
+    with pytest.raises(BundleError, match="wrongly on this processor; fit the model for it with --device"):
+        Session(open_bundle(bundle))
 
 
 @pytest.mark.parametrize("kind", ["int16", "trellis", "low-rank"])
