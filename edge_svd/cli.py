@@ -25,6 +25,7 @@ from edge_svd.cli_options import (
     Lookup,
     Method,
     MinDecode,
+    MinPrefill,
     Ram,
     Rotate,
     Seed,
@@ -71,6 +72,7 @@ def fit(
     prompt_chunk: Chunk = None,
     kv_cache: KvCache = None,
     min_decode_tps: MinDecode = None,
+    min_prefill_tps: MinPrefill = None,
     device: Device = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Named options; see `edge-svd recipes`.")] = None,
     calibration: Sources = None,
@@ -109,6 +111,7 @@ def fit(
         "prompt_chunk": prompt_chunk,
         "kv_cache": kv_cache,
         "min_decode_tps": min_decode_tps,
+        "min_prefill_tps": min_prefill_tps,
         "device": device,
         "calibration": tuple(calibration) if calibration else None,
         "calibration_windows": calibration_windows,
@@ -197,6 +200,7 @@ def plan(
     prompt_chunk: Chunk = None,
     kv_cache: KvCache = None,
     min_decode_tps: MinDecode = None,
+    min_prefill_tps: MinPrefill = None,
     device: Device = None,
     method: Method = "io-svd",
     allocation: Allocation = "second-order",
@@ -216,7 +220,8 @@ def plan(
     from edge_svd.report.plan_table import plan_table
     from edge_svd.steps import Planning, run_plan, run_survey
 
-    targets = targets_of({"size": size, "ram": ram, "min_decode_tps": min_decode_tps, "device": device})
+    speeds = {"min_decode_tps": min_decode_tps, "min_prefill_tps": min_prefill_tps}
+    targets = targets_of({"size": size, "ram": ram, "device": device, **speeds})
     options = Planning(method, allocation, candidates, context, seed)
     options = replace(options, prompt_chunk=prompt_chunk or options.prompt_chunk, device=device or options.device)
     options = replace(options, resident=targets.resident, kv_cache=kv_cache or options.kv_cache)

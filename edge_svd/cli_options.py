@@ -41,6 +41,9 @@ KvCache = Annotated[
 MinDecode = Annotated[
     float | None, typer.Option("--min-decode-tps", help="Least decoding speed on the device, tokens a second.")
 ]
+MinPrefill = Annotated[
+    float | None, typer.Option("--min-prefill-tps", help="Least speed of a prompt on the device, tokens a second.")
+]
 Rotate = Annotated[
     bool, typer.Option("--rotate", help="Rotate the model first: int8 products of whole prompts become accurate.")
 ]

@@ -10,7 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,37 +64,58 @@ class MemoryCosts:
 
 @dataclass(frozen=True)
 class KernelCost:
-    """Seconds a weight of a cold product of one row; weights of `bits` in blocks of `block`."""
+    """Seconds a weight of a cold product of one row; weights of `bits` in blocks of `block`, or WHOLE_PASS.
+
+    `prompt_s`: seconds a weight and token of a pass over many tokens; 0 where that was not measured.
+    """
 
     bits: int
     block: int
     weight_s: float
+    prompt_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class SpeedCosts:
-    """Seconds: a product's launch, a layer without its products, a byte of KV cache; measured with `threads`."""
+    """Seconds: a product's launch, a layer without its products, a byte of KV cache; measured with `threads`.
+
+    `prompt_layer_s`: a layer without its products, a token of a prompt of 512; 0 where that was not measured.
+    """
 
     threads: int
     launch_s: float
     layer_s: float
     cache_byte_s: float
     kernels: tuple[KernelCost, ...]
+    prompt_layer_s: float = 0.0
+
+    @property
+    def knows_prompts(self) -> bool:
+        """Whether the time that prompts take was measured too, whole passes on one scale among it."""
+        measured = {kernel.block == WHOLE_PASS for kernel in self.kernels if kernel.prompt_s}
+        return self.prompt_layer_s > 0 and measured == {True, False}
+
+    def prompt_seconds(self, bits: int, block: int) -> float:
+        """A weight and token of a pass over many tokens, like `weight_seconds`."""
+        return self._nearest(bits, block).prompt_s
 
     def weight_seconds(self, bits: int, block: int) -> float:
         """Of the kernel measured, else of the nearest block at these bits, else of the slowest kernel.
 
         WHOLE_PASS in place of a block: of int8 rows whose inputs share one scale a pass.
         """
+        return self._nearest(bits, block).weight_s
+
+    def _nearest(self, bits: int, block: int) -> KernelCost:
         if block == WHOLE_PASS:
-            whole = [kernel.weight_s for kernel in self.kernels if kernel.block == WHOLE_PASS]
+            whole = [kernel for kernel in self.kernels if kernel.block == WHOLE_PASS]
             if whole:
                 return whole[0]
             block = max(kernel.block for kernel in self.kernels)  # not measured there: no slower than the widest blocks
         same = [kernel for kernel in self.kernels if kernel.bits == bits and kernel.block != WHOLE_PASS]
         if not same:
-            return max(kernel.weight_s for kernel in self.kernels)
-        return min(same, key=lambda kernel: abs(math.log(kernel.block / block))).weight_s
+            return max(self.kernels, key=lambda kernel: kernel.weight_s)
+        return min(same, key=lambda kernel: abs(math.log(kernel.block / block)))
 
 
 @dataclass(frozen=True)
@@ -217,6 +238,8 @@ class _Reader:
         self.only(table, names, section)
         values: dict[str, Any] = {}
         for field in fields(kind):
+            if field.name not in table and field.default is not MISSING:
+                continue
             if field.name not in table:
                 raise self.fault(field.name, section, "is missing")
             value = table[field.name]

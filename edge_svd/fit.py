@@ -71,12 +71,15 @@ class FitResult:
         memory off Linux, and the speed of another device than this machine."""
         targets, measured = self.plan.targets, self.measured
         size, peak, speed = targets.file_bytes, targets.peak_rss_bytes, targets.decode_tokens_per_s
-        found = measured["peak_rss_bytes"]
+        found, prompts = measured["peak_rss_bytes"], targets.prefill_tokens_per_s
         here = self.plan.device == DEFAULT
         return {
             "file_bytes": None if size is None else measured["file_bytes"] <= size,
             "peak_rss_bytes": None if peak is None or found is None else found <= peak,
             "decode_tokens_per_s": None if speed is None or not here else measured["decode_tokens_per_s"] >= speed,
+            "prefill_tokens_per_s": None
+            if prompts is None or not here
+            else measured["prefill_tokens_per_s"] >= prompts,
         }
 
     def require_memory(self) -> None:
@@ -94,6 +97,7 @@ class FitResult:
             "peak_rss_bytes": self.plan.peak_rss_bytes,
             "kl": self.plan.kl,
             "decode_tokens_per_s": self.plan.decode_tokens_per_s,
+            "prefill_tokens_per_s": self.plan.prefill_tokens_per_s,
         }
         return {
             "bundle": str(self.bundle),
@@ -257,6 +261,7 @@ def measure(
         "peak_rss_bytes": speed["peak_rss_bytes"],
         "kl": loss.kl,
         "decode_tokens_per_s": speed["decode_tokens_per_s"],
+        "prefill_tokens_per_s": speed["prefill_tokens_per_s"],
     }
     record = {"measured": measured, "bench": speed, "proof": proof.__dict__, "kl_tokens": loss.score.tokens}
     atomic_write(bundle / MEASUREMENTS_NAME, pack_measurements(record))

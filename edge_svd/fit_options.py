@@ -74,7 +74,8 @@ def resolve(given: Mapping[str, Any], recipe: str | None, out: Path | None) -> F
 
 
 def targets_of(options: Mapping[str, Any]) -> Targets:
-    """From `size`, `ram` (text or bytes), `min_decode_tps` and `device`: a device alone asks for what it has free.
+    """From `size`, `ram` (text or bytes), `min_decode_tps`, `min_prefill_tps` and `device`: a device alone asks
+    for what it has free.
 
     InputError if there is no budget at all, or the targets contradict the device.
     """
@@ -91,4 +92,4 @@ def targets_of(options: Mapping[str, Any]) -> Targets:
             ram_bytes = facts.free_bytes
     if size_bytes is None and ram_bytes is None:
         raise InputError("A plan needs to know the size: give --size, --ram, a --device, or a --recipe with one.")
-    return Targets(size_bytes, ram_bytes, options.get("min_decode_tps"))
+    return Targets(size_bytes, ram_bytes, options.get("min_decode_tps"), options.get("min_prefill_tps"))

@@ -37,6 +37,7 @@ class Recipe:
     context: int | None = None
     prompt_chunk: int | None = None
     min_decode_tps: float | None = None
+    min_prefill_tps: float | None = None
     device: str | None = None
     calibration: tuple[str, ...] | None = None
     calibration_windows: int | None = None
@@ -81,6 +82,7 @@ _KINDS: dict[str, _Kind] = {
     "prompt_chunk": _Kind(_COUNT, "a whole number", "64"),
     "kv_cache": _Kind(_TEXT, "a string", '"int8"'),
     "min_decode_tps": _Kind((int, float), "a number", "5.0"),
+    "min_prefill_tps": _Kind((int, float), "a number", "50.0"),
     "device": _Kind(_TEXT, "a string", '"a device\'s name"'),
     "calibration": _Kind((str, list), "a source or a list of sources", '["self"]'),
     "calibration_windows": _Kind(_COUNT, "a whole number", "128"),

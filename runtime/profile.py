@@ -50,6 +50,9 @@ as fast."""
 CHAIN_SHARE = 0.1
 """Of the free memory, on small devices; packing takes about three times as much for a moment."""
 
+PASS = 128
+"""Tokens of a pass over a prompt, as is usual."""
+
 MOST_PAIRS = 600
 SECONDS = 0.6
 CONTEXT, SHORTEST_CONTEXT = 1024, 128
@@ -84,6 +87,11 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
             chains.append((bits, block, shape, _chain(bits, block, shape, threads)))
             progress(len(chains), total)
     launch, weights = _kernel_times(chains)
+    prompts = {
+        (bits, block): made["prompt_seconds"] / PASS / (made["products"] / 2 * _padded(shape, block)[0])
+        for bits, block, shape, made in chains
+        if shape == LARGE
+    }
     block_bytes, product_bytes = _kernel_bytes(chains)
     request = {"bundle": str(Path(bundle).absolute()), "threads": threads, "context": context}
     found = fresh_process("profile_worker", request)
@@ -96,6 +104,9 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     cache_s = max((found["deep_s"] - found["shallow_s"]) / ((found["deep"] - found["shallow"]) * cache), 1e-15)
     multiplying = sum(launch + p.rows * p.blocks * p.block * weights[_nearest(p, weights)] for p in products)
     layer = (found["shallow_s"] - multiplying - cache_s * cache * found["shallow"]) / model.num_layers
+    inner = [p for p in products if p.rows != model.vocab_size]
+    reading = sum(p.rows * p.blocks * p.block * prompts[_nearest(p, weights)] for p in inner)
+    prompt_layer = (found["prompt_s"] / found["prompt"] - reading) / model.num_layers
     held = sum(p.rows * p.blocks * (p.block * p.bits / 8 + block_bytes) + product_bytes for p in products)
     session = found["session_bytes"] - held - ACTIVATION_BYTES
     return _toml(
@@ -112,8 +123,14 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
             "product_bytes": round(product_bytes),
             "block_bytes": block_bytes,
         },
-        {"launch_s": launch, "layer_s": max(layer, 1e-9), "cache_byte_s": cache_s},
+        {
+            "launch_s": launch,
+            "layer_s": max(layer, 1e-9),
+            "cache_byte_s": cache_s,
+            "prompt_layer_s": max(prompt_layer, 1e-12),
+        },
         weights,
+        prompts,
     )
 
 
@@ -143,7 +160,8 @@ def _chain(bits: int, block: int, shape: tuple[int, int], threads: int) -> dict[
     stored = min(CHAIN_BYTES, CHAIN_SHARE * _meminfo("MemAvailable"))
     pairs = min(max(2, round(stored / (2 * weights * bits / 8))), MOST_PAIRS)
     request = {"rows": shape[0], "columns": shape[1], "bits": bits, "block": block, "pairs": pairs}
-    return fresh_process("kernel_worker", request | {"threads": threads, "seconds": SECONDS})
+    prompt = PASS if shape == LARGE else 0
+    return fresh_process("kernel_worker", request | {"threads": threads, "seconds": SECONDS, "prompt": prompt})
 
 
 def _padded(shape: tuple[int, int], block: int) -> tuple[int, int]:
@@ -225,6 +243,7 @@ def _toml(
     memory: dict[str, float],
     speed: dict[str, float],
     kernels: dict[tuple[int, int], float],
+    prompts: dict[tuple[int, int], float],
 ) -> str:
     processor, instructions = _processor()
     busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
@@ -249,4 +268,5 @@ def _toml(
     ]
     for (bits, block), seconds in kernels.items():
         lines += ["", "[[speed.kernels]]", f"bits = {bits}", f"block = {block}", f"weight_s = {seconds:.4g}"]
+        lines.append(f"prompt_s = {prompts[bits, block]:.4g}")
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from edge_svd.runtime.session import Session
 from edge_svd.runtime.tokenizer import load_tokenizer
 
 _STEPS, _ROUNDS = 24, 3
-_SHALLOW = 32
+_SHALLOW, _PROMPT = 32, 512
 
 
 def resident() -> int:
@@ -30,8 +30,8 @@ def resident() -> int:
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Returns {"process_bytes", "tokenizer_bytes", "session_bytes" (without mapped weights and the cache, which is
-    full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there),
-    "context", "scales_given_back" (to the system: kernels do not read them)}."""
+    full), "shallow_s" and "deep_s" (seconds a token), "shallow" and "deep" (cached tokens there), "prompt_s" (seconds
+    of a "prompt" of so many tokens), "context", "scales_given_back" (to the system: kernels do not read them)}."""
     bundle = open_bundle(Path(request["bundle"]))
     process = resident()
     tokenizer = load_tokenizer(bundle)
@@ -52,6 +52,13 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     scales = session.handed_over[-1] if session.handed_over else None
     cache = sum(buffer.nbytes for buffer in session.cache.values())
     held = resident() - mapped_bytes(bundle.path / WEIGHTS_NAME) - after_tokenizer - cache
+    prompt = min(_PROMPT, context // 2)
+    reading = []
+    for _ in range(_ROUNDS):
+        session.truncate()
+        started = time.perf_counter()
+        session.prefill(tokens[:prompt])
+        reading.append(time.perf_counter() - started)
     return {
         "process_bytes": process,
         "tokenizer_bytes": after_tokenizer - process,
@@ -60,6 +67,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "deep_s": undisturbed(deep),
         "shallow": _SHALLOW + _STEPS // 2,
         "deep": last + _STEPS // 2,
+        "prompt": prompt,
+        "prompt_s": min(reading),
         "context": context,
         "scales_given_back": bool(scales and scales.dropped),
     }

@@ -110,6 +110,7 @@ class Draft:
     def _plan(self, solution: Solution) -> Plan:
         picked, setting = self.picked(solution.choice), self.setting
         formats = {name: c.format for name, c in zip(self.names, picked, strict=True)}
+        prefill = setting.prefill(formats)
         return Plan(
             source=self.source,
             method=self.survey.method,
@@ -130,6 +131,7 @@ class Draft:
             sites={name: Choice(c.format, c.bytes, c.loss) for name, c in zip(self.names, picked, strict=True)},
             kv_cache=setting.load.kv_cache,
             kv_cache_loss=setting.cache_loss,
+            prefill_tokens_per_s=None if prefill is None else 1 / prefill,
         )
 
     def _outside(self, choice: list[int]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from edge_svd.errors import InputError
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.targets import Setting, Targets
@@ -19,14 +20,14 @@ Table = Sequence[Sequence[Candidate]]
 FUNCTIONS_MATTER = 5_000_000
 """A bundle below this size feels the kilobytes of a function that unpacks a code, and of every node."""
 
-FILE, MEMORY, LOADING, TIME = "file", "memory", "loading", "time"
+FILE, MEMORY, LOADING, TIME, PROMPT = "file", "memory", "loading", "time", "prompt"
 
 
 @dataclass(frozen=True)
 class Limit:
     """One limit: `costs` by matrix and candidate, `target` in the same unit, `value` of a finished plan.
 
-    Units: bytes of the folder, resident bytes, nanoseconds a token.
+    Units: bytes of the folder, resident bytes, nanoseconds a token decoded or of a prompt.
     """
 
     name: str
@@ -42,7 +43,10 @@ def limits_of(
     table: Table,
     file_costs: Callable[[], Sequence[Sequence[int]]],
 ) -> tuple[Limit, ...]:
-    """The limits that the targets set, in the order file, memory (of a full context, then of loading), time."""
+    """The limits that the targets set, in the order file, memory (of a full context, then of loading), time, prompt.
+
+    InputError for a target of prompts where the profile says nothing of them.
+    """
     found = []
     if targets.file_bytes is not None:
         costs = tuple(tuple(own) for own in file_costs())
@@ -56,12 +60,29 @@ def limits_of(
         costs = _costs(names, table, lambda name, c: setting.nanoseconds(name, c.format))
         allowed = int(1e9 / targets.decode_tokens_per_s)
         found.append(Limit(TIME, allowed, costs, lambda plan: nanoseconds(plan)))
+    if targets.prefill_tokens_per_s is not None:
+        speed = setting.profile.speed
+        if speed is None or not speed.knows_prompts:
+            raise InputError(
+                f"The device profile {setting.profile.name} does not say how long prompts take; measure one that does "
+                "with `edge-svd bench BUNDLE --profile OUT.toml`, and name it with --device, or leave out "
+                "--min-prefill-tps."
+            )
+        costs = _costs(names, table, lambda name, c: setting.prompt_nanoseconds(name, c.format))
+        allowed = int(1e9 / targets.prefill_tokens_per_s)
+        found.append(Limit(PROMPT, allowed, costs, lambda plan: prompt_nanoseconds(plan)))
     return tuple(found)
 
 
 def nanoseconds(plan: Plan) -> int:
     """Predicted time of a token, rounded up."""
     return -int(-1e9 // plan.decode_tokens_per_s)
+
+
+def prompt_nanoseconds(plan: Plan) -> int:
+    """Predicted time of a prompt's token, rounded up, of a plan that knows it."""
+    assert plan.prefill_tokens_per_s is not None
+    return -int(-1e9 // plan.prefill_tokens_per_s)
 
 
 def _costs(names: Sequence[str], table: Table, cost: Callable[[str, Candidate], int]) -> tuple[tuple[int, ...], ...]:

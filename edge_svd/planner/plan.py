@@ -42,6 +42,7 @@ class Plan:
         file_bytes: exact size of the bundle that follows.
         memory: predicted resident bytes at the peak, by part; `peak_rss_bytes` is their sum.
         decode_tokens_per_s: predicted, behind `Setting.speed_context` cached tokens.
+        prefill_tokens_per_s: predicted of a prompt of 512 tokens; None where the device's profile says nothing of them.
         kl: predicted KL(dense ‖ compressed), nats per token.
         bound: lower bound of the solver's objective; gap: relative.
         sites: a choice for every matrix of its own, in forward order.
@@ -66,6 +67,7 @@ class Plan:
     sites: Mapping[str, Choice]
     kv_cache: str = "float32"
     kv_cache_loss: float = 0.0
+    prefill_tokens_per_s: float | None = None
 
     @property
     def formats(self) -> dict[str, SiteFormat]:
@@ -77,6 +79,7 @@ class Plan:
         return sum(self.memory.values())
 
     def to_json(self) -> dict[str, Any]:
+        prompts = self.prefill_tokens_per_s
         sites = {
             name: choice.format.to_json() | {"bytes": choice.bytes, "loss": _short(choice.loss)}
             for name, choice in self.sites.items()
@@ -101,7 +104,8 @@ class Plan:
                 "decode_tokens_per_s": _short(self.decode_tokens_per_s),
                 "kl": _short(self.kl),
                 "kv_cache_kl": _short(self.kv_cache_loss),
-            },
+            }
+            | ({} if prompts is None else {"prefill_tokens_per_s": _short(prompts)}),
             "solver": {"bound": _short(self.bound), "gap": _short(self.gap)},
             "sites": sites,
         }
@@ -128,6 +132,7 @@ class Plan:
                     _optional(limits["file_bytes"], int),
                     _optional(limits["peak_rss_bytes"], int),
                     None if limits["decode_tokens_per_s"] is None else _number(limits["decode_tokens_per_s"]),
+                    _number(limits["prefill_tokens_per_s"]) if "prefill_tokens_per_s" in limits else None,
                 ),
                 file_bytes=_typed(predicted["file_bytes"], int),
                 memory={part: _typed(predicted["memory"][part], int) for part in PARTS},
@@ -138,6 +143,9 @@ class Plan:
                 sites=sites,
                 kv_cache=_known(value["kv_cache"], KV_CACHES),
                 kv_cache_loss=_number(predicted["kv_cache_kl"]),
+                prefill_tokens_per_s=_number(predicted["prefill_tokens_per_s"])
+                if "prefill_tokens_per_s" in predicted
+                else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(f"{where} lacks or misstates a field ({type(error).__name__}: {error}).") from None

@@ -8,7 +8,7 @@ from typing import Any
 from edge_svd.errors import BudgetError
 from edge_svd.files import format_size
 from edge_svd.layouts import labels
-from edge_svd.planner.limits import FILE, LOADING, MEMORY
+from edge_svd.planner.limits import FILE, LOADING, MEMORY, PROMPT
 from edge_svd.planner.memory import Memory
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.speed import other_seconds
@@ -21,6 +21,8 @@ def out_of_reach(limit: str, plan: Plan, targets: Targets, setting: Setting, tog
     """The refusal for one limit; `plan` takes the least of it, `together` says that the others are met too."""
     if limit == FILE:
         return _size(plan, targets, together)
+    if limit == PROMPT:
+        return _prompts(plan, targets, setting, together)
     return (
         _memory(plan, targets, setting, together)
         if limit in (MEMORY, LOADING)
@@ -102,6 +104,23 @@ def _speed(plan: Plan, targets: Targets, setting: Setting, together: bool) -> Bu
         f"Decoding {targets.decode_tokens_per_s:g} tokens/s{others} cannot be reached on {setting.profile.name}: the "
         f"fastest possible is {plan.decode_tokens_per_s:.1f} tokens/s, where {dominant} take "
         f"{1e3 * parts[dominant]:.2f} of {1e3 * total:.2f} ms a token; {need}.",
+        smallest=fastest,
+        dominant=dominant,
+    )
+
+
+def _prompts(plan: Plan, targets: Targets, setting: Setting, together: bool) -> BudgetError:
+    fastest = int(plan.prefill_tokens_per_s or 0)
+    others = _others(targets, "prefill_tokens_per_s", together)
+    need = "loosen the other targets" if together else f"ask for at most {fastest} tokens/s"
+    speed = setting.profile.speed
+    around = 0.0 if speed is None else setting.architecture.num_layers * speed.prompt_layer_s
+    share = around * (plan.prefill_tokens_per_s or 0.0)
+    dominant = "attention and what surrounds the products" if share > 0.5 else "matrix products"
+    return BudgetError(
+        f"Prompts at {targets.prefill_tokens_per_s:g} tokens/s{others} cannot be reached on {setting.profile.name}: "
+        f"the fastest possible are {fastest} tokens/s, {max(share, 1 - share):.0%} of the time for {dominant}; {need}, "
+        "or let --rotate make whole prompts in int8 accurate.",
         smallest=fastest,
         dominant=dominant,
     )

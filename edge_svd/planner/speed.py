@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_svd.architectures import sites_of
+from edge_svd.architectures import Site, sites_of
 from edge_svd.described import Described
 from edge_svd.devices import Profile
 from edge_svd.formats import WHOLE_PASS, SiteFormat
@@ -35,6 +35,26 @@ def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) ->
 def merged_seconds(profile: Profile) -> float:
     """What is saved where a matrix is computed in the product of another one that reads the same input."""
     return 0.0 if profile.speed is None else profile.speed.launch_s
+
+
+def prompt_matrix_seconds(site: Site, fmt: SiteFormat, profile: Profile) -> float:
+    """What a matrix takes of every token of a prompt; nothing for the vocabulary's, which see its last token alone."""
+    if profile.speed is None or site.type in ("embedding", "lm_head"):
+        return 0.0
+    speed = profile.speed
+    return sum(
+        p.weights * speed.prompt_seconds(p.bits, WHOLE_PASS if p.whole else p.block)
+        for p in calls(site.shape, fmt).products
+    )
+
+
+def prefill_seconds(architecture: Described, formats: Mapping[str, SiteFormat], profile: Profile) -> float | None:
+    """Predicted seconds a token of a prompt of 512 in passes of 128; None where the profile says nothing of that."""
+    if profile.speed is None or not profile.speed.knows_prompts:
+        return None
+    own = (site for site in sites_of(architecture) if not site.tied_to)
+    products = sum(prompt_matrix_seconds(site, formats[site.name], profile) for site in own)
+    return products + architecture.num_layers * profile.speed.prompt_layer_s
 
 
 def other_seconds(architecture: Described, profile: Profile, context: int) -> float:

@@ -24,7 +24,14 @@ from edge_svd.planner.memory import (
     running_memory,
     table_bytes,
 )
-from edge_svd.planner.speed import decode_seconds, matrix_seconds, merged_seconds, multiplied
+from edge_svd.planner.speed import (
+    decode_seconds,
+    matrix_seconds,
+    merged_seconds,
+    multiplied,
+    prefill_seconds,
+    prompt_matrix_seconds,
+)
 
 SPEED_CONTEXT = 512
 """Cached tokens at which decoding is predicted, and measured by `fit`; half the context where that is shorter."""
@@ -32,29 +39,36 @@ SPEED_CONTEXT = 512
 
 @dataclass(frozen=True)
 class Targets:
-    """Limits of a plan, None where there is none: bytes of the folder, peak resident bytes, tokens a second."""
+    """Limits of a plan, None where there is none: bytes of the folder, peak resident bytes, tokens a second that are
+    decoded, and of a prompt."""
 
     file_bytes: int | None = None
     peak_rss_bytes: int | None = None
     decode_tokens_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.file_bytes is None and self.peak_rss_bytes is None:
             raise InputError("A plan needs a budget: give a size, an amount of memory (--ram), or both.")
-        speed = self.decode_tokens_per_s
-        if speed is not None and not (math.isfinite(speed) and speed > 0):
-            raise InputError(f"The decoding speed to reach must be a positive number of tokens a second, not {speed}.")
+        for what, speed in (("decoding", self.decode_tokens_per_s), ("prompt", self.prefill_tokens_per_s)):
+            if speed is not None and not (math.isfinite(speed) and speed > 0):
+                raise InputError(
+                    f"The {what} speed to reach must be a positive number of tokens a second, not {speed}."
+                )
 
     @property
     def resident(self) -> bool:
         """Whether memory or time is limited, not the size alone."""
-        return self.peak_rss_bytes is not None or self.decode_tokens_per_s is not None
+        speeds = (self.decode_tokens_per_s, self.prefill_tokens_per_s)
+        return self.peak_rss_bytes is not None or any(speed is not None for speed in speeds)
 
     def to_json(self) -> dict[str, Any]:
+        prompts = {} if self.prefill_tokens_per_s is None else {"prefill_tokens_per_s": self.prefill_tokens_per_s}
         return {
             "file_bytes": self.file_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
             "decode_tokens_per_s": self.decode_tokens_per_s,
+            **prompts,
         }
 
     def words(self, without: str = "") -> str:
@@ -66,6 +80,8 @@ class Targets:
             said.append(f"a peak of {format_size(self.peak_rss_bytes)} of memory")
         if self.decode_tokens_per_s is not None and without != "decode_tokens_per_s":
             said.append(f"{self.decode_tokens_per_s:g} tokens/s")
+        if self.prefill_tokens_per_s is not None and without != "prefill_tokens_per_s":
+            said.append(f"prompts at {self.prefill_tokens_per_s:g} tokens/s")
         return " and ".join(said)
 
 
@@ -115,6 +131,14 @@ class Setting:
         if site.type == "embedding":
             return table_bytes(self.architecture, site.shape, fmt, costs)
         return matrix_bytes(site.shape, fmt, costs)
+
+    def prefill(self, formats: Mapping[str, SiteFormat]) -> float | None:
+        """Predicted seconds a token of a prompt, None where the profile says nothing of prompts."""
+        return prefill_seconds(self.architecture, formats, self.profile)
+
+    def prompt_nanoseconds(self, name: str, fmt: SiteFormat) -> int:
+        """What one matrix adds to a prompt token's time, in whole nanoseconds."""
+        return round(1e9 * prompt_matrix_seconds(self.sites[name], fmt, self.profile))
 
     @cached_property
     def merged_nanoseconds(self) -> int:

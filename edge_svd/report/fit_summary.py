@@ -17,7 +17,8 @@ def fit_summary(result: FitResult) -> str:
     peak = "-" if measured["peak_rss_bytes"] is None else format_size(measured["peak_rss_bytes"])
     missed = [name.replace("_", " ") for name, met in result.targets_met.items() if met is False]
     verdict = f"\n  MISSED    the target for {' and '.join(missed)} was not met in the measurement" if missed else ""
-    changes = ""
+    prefill, changes = plan.prefill_tokens_per_s, ""
+    prompts = "" if prefill is None else f"predicted {prefill:.0f} tokens/s on {plan.device}, "
     if result.refined is not None:
         changes += _change("refined", result.refined.before, result.refined.after)
     if result.tuned is not None:
@@ -30,6 +31,7 @@ def fit_summary(result: FitResult) -> str:
         f"  peak RSS  predicted {format_size(plan.peak_rss_bytes)} on {plan.device}, measured {peak} here\n"
         f"  decode    predicted {plan.decode_tokens_per_s:.1f} tokens/s on {plan.device}, "
         f"measured {measured['decode_tokens_per_s']:.1f} here\n"
+        f"  prefill   {prompts}measured {measured['prefill_tokens_per_s']:.0f} tokens/s here\n"
         f"  proof     {result.proof.top1_agreement:.1%} equal first choices and KL {result.proof.kl_mean:.5f} "
         f"against the checkpoint{changes}{verdict}"
     )
