@@ -48,7 +48,7 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 """Bits of a trellis code's symbols → the planes that hold them, each filling whole bytes."""
 
 TRELLIS_BITS = tuple(PLANES)
-BLOCK_SIZES = {2: (32, 64, 128), 4: (32, 64, 128), 8: (16, 32, 64, 128)}
+BLOCK_SIZES = {2: (32, 64, 128), 4: (32, 64, 128), 8: (16, 32, 64, 128, 256)}
 """Bits a weight → inputs a block that onnxruntime's MatMulNBits multiplies with as they are. With few bits, scales of
 blocks of 16 would take as much as another half bit a weight."""
 

@@ -288,12 +288,11 @@ class Session:
         self._ids = np.zeros((1, self.context), np.int64)
         self._logits = np.zeros((1 + MOST if self._columns else 1, self._vocabulary), np.float32)
         self._outputs = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(self._logits[None, : rows + 1])
-            for rows in range(len(self._logits))
+            onnxruntime.OrtValue.ortvalue_from_numpy(self._logits[None, :rows]) for rows in range(len(self._logits) + 1)
         ]
         self._binding = self._session.io_binding()
         self._feeds = Feeds(self._binding)
-        self._bound_rows = 0
+        self._bound_rows = -1
         shape = (1, model.num_kv_heads, self.context, model.head_dim)
         self.cache: dict[str, np.ndarray[Any, Any]] = {}
         for layer in range(model.num_layers):
@@ -334,7 +333,9 @@ class Session:
             raise InputError("The prompt is empty; give at least one token.")
         self._check(int(tokens.min()), int(tokens.max()), len(tokens))
         for start in range(0, len(tokens), chunk):
-            self._run(tokens[start : start + chunk])
+            # Logits are wanted behind the last token alone.
+            last = start + chunk >= len(tokens)
+            self._run(tokens[start : start + chunk], rows=1 if last or not self._columns else 0)
         return self._row()
 
     def step(self, token: int) -> Logits:
@@ -411,7 +412,7 @@ class Session:
         if self._columns:
             feeds.give(COLUMNS, self._positions[0, None, count - rows : count, None])
         if rows != self._bound_rows:
-            self._binding.bind_ortvalue_output("logits", self._outputs[rows - 1])
+            self._binding.bind_ortvalue_output("logits", self._outputs[rows])
             self._bound_rows = rows
         self._computed = start  # what was there is written over
         try:
@@ -423,7 +424,7 @@ class Session:
             raise Failure(f"onnxruntime failed at position {start} of the context ({message}).") from None
         logits = self._logits[:rows]
         # NaN is its own minimum and maximum; looking at each number costs twice as much.
-        if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
+        if rows and not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
             raise Failure(f"The logits after position {total - 1} are not finite; the bundle's weights are unusable.")
         self.position = self._computed = total
         self._first = total - rows + 1

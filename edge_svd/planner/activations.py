@@ -13,7 +13,7 @@ import torch
 
 from edge_svd.formats import ACTIVATION_BLOCKS, BLOCK_SIZES, INT8_LIMIT, NARROW_BLOCK, WHOLE_PASS
 
-PEAKS = {16: 4.5, 32: 5.7, 64: 6.9, 128: 8.2}
+PEAKS = {16: 4.5, 32: 5.7, 64: 6.9, 128: 8.2, 256: 9.4}
 
 WHOLE_STEPS = 255
 """Steps between the least and the largest input of a pass on one scale."""

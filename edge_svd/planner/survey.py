@@ -29,7 +29,7 @@ from edge_svd.planner.pricing import (
 from edge_svd.planner.views import context_of, embedding_roles
 
 ALIASES = {"fp16": "int16"}
-VERSION = 19
+VERSION = 20
 
 
 @dataclass(frozen=True)
