@@ -16,7 +16,7 @@ from tiny_folder import tiny_folder
 from edge_svd.architectures import Site, architecture_of
 from edge_svd.companions import companions
 from edge_svd.export import export_bundle, linear
-from edge_svd.formats import SiteFormat
+from edge_svd.formats import WHOLE_PASS, SiteFormat
 from edge_svd.planner.kv_cache import cache_scales
 from edge_svd.runtime.bundle import open_bundle
 
@@ -44,7 +44,12 @@ def blocks(site: Site) -> SiteFormat:
     return SiteFormat("blocks", bits=4, block=32, zero=True)
 
 
-FORMATS = {"int8": int8, "trellis": trellis, "blocks": blocks}
+def whole(site: Site) -> SiteFormat:
+    """Inputs of a pass on one scale."""
+    return INT8 if site.type in ("embedding", "lm_head") else SiteFormat("int8", block=WHOLE_PASS)
+
+
+FORMATS = {"int8": int8, "trellis": trellis, "blocks": blocks, "whole": whole}
 
 
 def tiny_bundle(folder: Path, family: str, formats: str, cache: str, exact: bool) -> Path:
