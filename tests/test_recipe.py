@@ -38,6 +38,8 @@ def test_every_option_is_read() -> None:
     context = 512
     prompt_chunk = 64
     min_decode_tps = 2.5
+    min_prefill_tps = 50
+    rotate = true
     device = "pi5"
     calibration = "self:0.5"
     calibration_windows = 4
@@ -48,7 +50,24 @@ def test_every_option_is_read() -> None:
     seed = 0
     """
     assert parse_recipe(text.encode(), "r", "r.toml") == Recipe(
-        "r", "s", "folder", 1000, 2**20, 512, 64, 2.5, "pi5", ("self:0.5",), 4, 32, "svd", "uniform", "int8", 0
+        "r",
+        "s",
+        "folder",
+        1000,
+        2**20,
+        512,
+        64,
+        2.5,
+        50,
+        "pi5",
+        ("self:0.5",),
+        4,
+        32,
+        "svd",
+        "uniform",
+        "int8",
+        0,
+        rotate=True,
     )
 
 

@@ -31,7 +31,8 @@ def test_every_command_prints_one_json_object(made: Made, tmp_path: Path) -> Non
     fitted = fit(made, tmp_path / "fitted", "--json").json
     assert set(fitted) >= {"bundle", "predicted", "measured", "plan"}
     for figures in (fitted["predicted"], fitted["measured"]):
-        assert set(figures) == {"file_bytes", "peak_rss_bytes", "kl", "decode_tokens_per_s"}
+        speeds = {"decode_tokens_per_s", "prefill_tokens_per_s"}
+        assert set(figures) == {"file_bytes", "peak_rss_bytes", "kl", *speeds}
     assert fitted["measured"]["file_bytes"] == promised
 
 
