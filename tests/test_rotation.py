@@ -27,6 +27,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma": {"hidden_activation": "gelu_pytorch_tanh"},
     "phi3": {"pad_token_id": 0},
+    "mistral": {},
+    "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 0]},
     "granite": {"embedding_multiplier": 3.0, "residual_multiplier": 0.6, "attention_bias": True, "mlp_bias": True},
 }
 
