@@ -25,7 +25,7 @@ from edge_svd.runtime.profile import SCALE_BYTES
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((1536, 576), (576, 192), (2048, 1024))
 KERNELS = [(bits, block) for bits in (8, 4, 2) for block in (16, 32, 64, 128) if (bits, block) != (2, 16)]
-KERNELS.append((8, WHOLE_PASS))
+KERNELS += [(8, 256), (8, WHOLE_PASS)]
 WEIGHTS = 40_000_000
 EMPTY = 2_300_000
 """Anonymous bytes of a session with next to nothing in it."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol, get_type_hints
 
 from edge_svd import learned
 from edge_svd.errors import InputError
-from edge_svd.layouts import HEAD, ROTATION, Layout, layout_of
+from edge_svd.layouts import HEAD, Layout, layout_of
 from edge_svd.rotary import GLOBAL, LOCAL, NO_ROTARY, rotary_of
 
 SUPPORTED = (
@@ -153,8 +153,7 @@ def sites_of(architecture: Architecture | HasSites) -> tuple[Site, ...]:
             read = f"{names.layer(layer)}.{source}"
             sites.append(Site(names.part(layer, kind), kind, layer, (m, n), read, "", kind in a.biased))
     if a.head_rotation:
-        name = f"{names.final_norm}.{ROTATION}"
-        sites.append(Site(name, "rotation", -1, (a.hidden_size, a.hidden_size), "last_norm", "", False))
+        sites.append(Site(names.rotation, "rotation", -1, (a.hidden_size, a.hidden_size), "last_norm", "", False))
     tied_to = names.embedding if a.tied_embeddings else ""
     sites.append(Site(HEAD, "lm_head", -1, (a.vocab_size, a.hidden_size), "head", tied_to, "lm_head" in a.biased))
     return tuple(sites)

@@ -26,13 +26,13 @@ from edge_svd.export.documents import context_length
 from edge_svd.export.prove import Proof, prove
 from edge_svd.files import atomic_write, format_size, replace_folder, writing
 from edge_svd.formats import WHOLE_PASS, padded
-from edge_svd.models import OpenedModel, open_model
+from edge_svd.models import OpenedModel
+from edge_svd.opening import open_decoder
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import SPEED_CONTEXT, Targets
 from edge_svd.progress import Tick, step
 from edge_svd.refine import Refined, refine
-from edge_svd.rotation import rotated
 from edge_svd.runtime.bench import bench
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.schema import MEASUREMENTS_NAME, pack_measurements
@@ -134,7 +134,7 @@ def fit(
     planning = replace(planning, resident=targets.resident)
     planning.check()
     refuse_foreign(out, force)
-    opened = rotated(open_model(model)) if planning.rotate else open_model(model)
+    opened = open_decoder(model, planning.rotate)
     context_length(opened.architecture, planning.context)
     statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
     prices = run_survey(opened, statistics, planning)

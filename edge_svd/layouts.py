@@ -34,6 +34,11 @@ class Layout:
     parts: dict[str, str] = field(default_factory=dict)
 
     @property
+    def rotation(self) -> str:
+        """The matrix before a tied head, in a rotated model."""
+        return f"{self.final_norm}.{ROTATION}"
+
+    @property
     def body(self) -> str:
         """The module that gives the last hidden states: everything but the head."""
         return self.embedding.partition(".")[0]

@@ -23,7 +23,7 @@ from edge_svd.layouts import ROTATION
 from edge_svd.models import OpenedModel
 
 SEED = 0
-IN_ATTENTION, IN_MLP = ("q", "k", "v", "qkv"), ("gate", "up", "gate_up")
+IN_ATTENTION = ("q", "k", "v", "qkv")
 OUT = ("o", "down")
 
 

@@ -17,7 +17,7 @@ from edge_svd.export.linear import apart, fused_linear, linear
 from edge_svd.export.norms import add_and_norm, head_norm, layer_norm, rms_norm
 from edge_svd.formats import SiteFormat
 from edge_svd.fusing import together
-from edge_svd.layouts import HEAD, ROTATION
+from edge_svd.layouts import HEAD
 from edge_svd.runtime.schema import EMBEDDED
 
 
@@ -212,7 +212,7 @@ class _Decoder:
     def head(self, normed: ir.Value) -> ir.Value:
         a, b, site = self.a, self.b, self.sites[HEAD]
         if a.head_rotation:
-            normed = self.linear(normed, f"{self.names.final_norm}.{ROTATION}")
+            normed = self.linear(normed, self.names.rotation)
         if a.logit_divisor != 1.0:
             # The head is linear and adds no bias: its input is divided, which is far shorter than its output.
             normed = b.op("Div", normed, b.constant(a.logit_divisor, np.float32))

@@ -34,6 +34,11 @@ class Product:
     whole: bool = False
 
     @property
+    def shared(self) -> int:
+        """Inputs that share an activation scale, or WHOLE_PASS: with `bits`, what tells kernels apart."""
+        return WHOLE_PASS if self.whole else self.block
+
+    @property
     def blocks(self) -> int:
         """Blocks a row, the last one padded."""
         return -(-self.columns // self.block)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from edge_svd.architectures import Site, sites_of
 from edge_svd.described import Described
 from edge_svd.devices import Profile
-from edge_svd.formats import WHOLE_PASS, SiteFormat
+from edge_svd.formats import SiteFormat
 from edge_svd.fusing import merges
 from edge_svd.planner.memory import FLOAT_BYTES, cache_bytes, product_bytes
 from edge_svd.planner.products import Product, calls, multiplied
@@ -23,8 +23,7 @@ def product_seconds(product: Product, profile: Profile) -> float:
     """One row of input through one product, its weights not in a cache."""
     if profile.speed is None:
         return (product_bytes(product, profile.memory) - profile.memory.product_bytes) / profile.device.usable_bandwidth
-    block = WHOLE_PASS if product.whole else product.block
-    return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, block)
+    return profile.speed.launch_s + product.weights * profile.speed.weight_seconds(product.bits, product.shared)
 
 
 def matrix_seconds(shape: tuple[int, int], fmt: SiteFormat, profile: Profile) -> float:
@@ -42,10 +41,7 @@ def prompt_matrix_seconds(site: Site, fmt: SiteFormat, profile: Profile) -> floa
     if profile.speed is None or site.type in ("embedding", "lm_head"):
         return 0.0
     speed = profile.speed
-    return sum(
-        p.weights * speed.prompt_seconds(p.bits, WHOLE_PASS if p.whole else p.block)
-        for p in calls(site.shape, fmt).products
-    )
+    return sum(p.weights * speed.prompt_seconds(p.bits, p.shared) for p in calls(site.shape, fmt).products)
 
 
 def prefill_seconds(architecture: Described, formats: Mapping[str, SiteFormat], profile: Profile) -> float | None:
