@@ -15,8 +15,8 @@ from edge_svd.checkpoint import Checkpoint
 from edge_svd.errors import Failure, InputError
 from edge_svd.export.graph import Array
 from edge_svd.runtime.handed_over import CACHE_TYPES
+from edge_svd.runtime.onnx_session import prepared
 from edge_svd.runtime.schema import MODEL_NAME, SCORING_NAME
-from edge_svd.runtime.session import prepared
 
 if TYPE_CHECKING:
     import onnxruntime

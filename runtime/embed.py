@@ -10,8 +10,8 @@ import numpy as np
 
 from edge_svd.runtime.bundle import Bundle, open_bundle
 from edge_svd.runtime.errors import Failure, InputError
+from edge_svd.runtime.onnx_session import open_onnx
 from edge_svd.runtime.schema import MODEL_NAME
-from edge_svd.runtime.session import open_onnx
 from edge_svd.runtime.tokenizer import load_tokenizer
 
 BATCH = 16

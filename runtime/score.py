@@ -12,8 +12,8 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import Failure, InputError
+from edge_svd.runtime.onnx_session import open_onnx
 from edge_svd.runtime.schema import SCORING_NAME
-from edge_svd.runtime.session import open_onnx
 
 # Rows of logits handled at once, so that temporaries stay a few MB beside a window's logits.
 _ROWS = 32

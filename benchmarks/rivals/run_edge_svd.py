@@ -6,9 +6,10 @@ from onnx_decoder import OnnxDecoder
 from protocol import CONTEXT, Array, Request, main
 
 from edge_svd.runtime.bundle import Bundle, open_bundle
+from edge_svd.runtime.onnx_session import open_onnx
 from edge_svd.runtime.schema import MODEL_NAME
 from edge_svd.runtime.score import ScoringSession
-from edge_svd.runtime.session import Session, open_onnx
+from edge_svd.runtime.session import Session
 from edge_svd.runtime.tokenizer import load_tokenizer
 
 

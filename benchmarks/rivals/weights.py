@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 
 from edge_svd.runtime.bundle import open_bundle
+from edge_svd.runtime.onnx_session import prepared
 from edge_svd.runtime.schema import MODEL_NAME
-from edge_svd.runtime.session import prepared
 
 LOOK_UPS = ("Gather", "GatherBlockQuantized")
 """Operators that read a few rows of a table, of its scales and zero points."""

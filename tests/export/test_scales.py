@@ -17,8 +17,8 @@ from edge_svd.formats import SiteFormat
 from edge_svd.runtime import scales as module
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.graph_cut import Parts
+from edge_svd.runtime.onnx_session import open_onnx
 from edge_svd.runtime.scales import given_scales
-from edge_svd.runtime.session import open_onnx
 
 TOKENS = np.random.default_rng(0).integers(3, 96, (1, 12))
 FORMATS = {

@@ -15,8 +15,9 @@ from edge_svd.architectures import Architecture
 from edge_svd.export import export_bundle
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.decoding_graph import decoding_graph
+from edge_svd.runtime.onnx_session import cut_of
 from edge_svd.runtime.schema import COLUMNS, EMBEDDED, KEYS, LAST_KEY, PADDING, PLACES
-from edge_svd.runtime.session import Session, cut_of
+from edge_svd.runtime.session import Session
 
 FAMILIES = ("llama", "qwen3", "gemma2", "phi3-partial", "smollm3", "gpt2", "opt")
 CONTEXT = 40

@@ -74,7 +74,7 @@ def test_a_graph_without_packed_matrices_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_rows_are_given_back_once_the_session_is_made(coded: tuple[Path, Architecture]) -> None:
     from edge_svd.runtime.bundle import open_bundle
-    from edge_svd.runtime.session import open_onnx
+    from edge_svd.runtime.onnx_session import open_onnx
 
     bundle, a = coded
     expected, _ = step(open_session(bundle), a, TOKENS, empty_cache(a))
@@ -113,7 +113,7 @@ def test_the_runtime_keeps_what_it_hands_over(tmp_path: Path) -> None:
     import gc
 
     from edge_svd.runtime.bundle import open_bundle
-    from edge_svd.runtime.session import open_onnx
+    from edge_svd.runtime.onnx_session import open_onnx
 
     model = tiny_model("llama", tie_word_embeddings=True, vocab_size=4096)
     table = SiteFormat("table", rows=((6, 96), (3, 4000)))

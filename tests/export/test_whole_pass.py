@@ -17,7 +17,7 @@ from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.errors import InputError
 from edge_svd.export import export_bundle
 from edge_svd.formats import WHOLE_PASS, SiteFormat
-from edge_svd.runtime import session
+from edge_svd.runtime import onnx_session
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.errors import BundleError
 from edge_svd.runtime.graph_products import graph_products
@@ -103,7 +103,7 @@ def test_our_runtime_says_the_same_token_by_token_as_torch(tmp_path: Path, exact
 def test_processors_that_compute_it_wrongly_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_checkpoint(tmp_path / "checkpoint", tiny_model("llama"), choose)
     bundle = export_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
-    monkeypatch.setattr(session, "whole_pass_works", lambda: False)
+    monkeypatch.setattr(onnx_session, "whole_pass_works", lambda: False)
     with pytest.raises(BundleError, match="wrongly on this processor; fit the model for it with --device"):
         Session(open_bundle(bundle))
 

@@ -14,9 +14,10 @@ from runtime_tiny import HEADS, KV_HEADS, LAYERS, MAX_CONTEXT, VOCABULARY, write
 from edge_svd.runtime.bundle import Bundle, open_bundle
 from edge_svd.runtime.errors import Failure, InputError
 from edge_svd.runtime.generate import generate
+from edge_svd.runtime.onnx_session import default_threads
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.score import ScoringSession
-from edge_svd.runtime.session import Session, default_threads
+from edge_svd.runtime.session import Session
 
 IDS = [int(i) for i in np.random.default_rng(1).integers(0, VOCABULARY, 40)]
 # float32 against float64; logits reach ±100.
