@@ -8,6 +8,8 @@ from edge_svd.runtime.onnx_external import walk
 from edge_svd.runtime.onnx_parts import GRAPH, INITIALIZER, NODE, node_at, tensor_at, text_at
 
 WHOLE = "DynamicQuantizeMatMul"
+PACKED_GROUPS = {2: 4}
+"""Blocks of a row that MatMulNBits packs together, where it is not one: 2-bit rows of 5 blocks take the room of 8."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,17 @@ class GraphProduct:
     def blocks(self) -> int:
         """Blocks a row, the last one padded."""
         return -(-self.columns // self.block)
+
+    @property
+    def packed_blocks(self) -> int:
+        """Blocks a row as the kernel holds them."""
+        return packed_blocks(self.blocks, self.bits)
+
+
+def packed_blocks(blocks: int, bits: int) -> int:
+    """Blocks that a row of so many takes in the kernel's memory."""
+    group = PACKED_GROUPS.get(bits, 1)
+    return -(-blocks // group) * group
 
 
 def graph_products(graph: bytes) -> tuple[GraphProduct, ...]:

@@ -22,7 +22,7 @@ import onnxruntime
 from edge_svd.runtime.bench import fresh_process
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.errors import Failure, InputError
-from edge_svd.runtime.graph_products import GraphProduct, graph_products
+from edge_svd.runtime.graph_products import GraphProduct, graph_products, packed_blocks
 from edge_svd.runtime.kernel_worker import WHOLE_PASS
 from edge_svd.runtime.schema import MODEL_NAME, TOKENIZER_NAME
 
@@ -108,7 +108,7 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     inner = [p for p in products if p.rows != model.vocab_size]
     reading = sum(p.rows * p.blocks * p.block * prompts[_nearest(p, weights)] for p in inner)
     prompt_layer = (found["prompt_s"] / found["prompt"] - reading) / model.num_layers
-    held = sum(p.rows * p.blocks * (p.block * p.bits / 8 + block_bytes) + product_bytes for p in products)
+    held = sum(p.rows * p.packed_blocks * (p.block * p.bits / 8 + block_bytes) + product_bytes for p in products)
     session = found["session_bytes"] - held - ACTIVATION_BYTES
     return _toml(
         threads,
@@ -197,7 +197,10 @@ def _kernel_bytes(chains: list[tuple[int, int, tuple[int, int], dict[str, Any]]]
     """Bytes a block and a product beyond the numbers themselves, by least squares over all chains."""
     rows, values = [], []
     for bits, block, shape, found in chains:
-        weights, blocks = _padded(shape, block)
+        n, k = shape
+        width = max(n, k) if block == WHOLE_PASS else block
+        blocks = n * packed_blocks(-(-k // width), bits) + k * packed_blocks(-(-n // width), bits)
+        weights = 2 * n * k if block == WHOLE_PASS else blocks * block
         pairs = found["products"] / 2
         rows.append([pairs * blocks, found["products"], 1.0])
         values.append(found["anonymous_bytes"] - pairs * weights * bits / 8)

@@ -28,6 +28,7 @@ from edge_svd.devices import MemoryCosts
 from edge_svd.formats import CODED, KV_CACHES, SiteFormat, padded
 from edge_svd.fusing import fused, merges
 from edge_svd.planner.products import Product, calls, multiplied
+from edge_svd.runtime.graph_products import packed_blocks
 from edge_svd.runtime.lookup import MOST
 
 FLOAT_BYTES = 4
@@ -35,9 +36,6 @@ HALF_BYTES = 2
 REUSE = 30
 """A freed buffer serves a request of up to half its size, so with many different widths fewer buffers stay: their sum S
 counts as S / (1 + S / (REUSE * widest)). Fitted on plans of 0 to 29,000 numbers of different widths a token."""
-
-PACKED_GROUPS = {2: 4}
-"""Blocks of a row that a kernel packs together, where it is not one: 2-bit rows of 5 blocks take the room of 8."""
 
 QUANTISED = 1.5
 """Bytes an input of a product takes as int8 with its block scales and sums, while the product runs."""
@@ -90,8 +88,7 @@ class Memory:
 
 def product_bytes(product: Product, costs: MemoryCosts) -> float:
     """Anonymous bytes that one product holds, its scales counted as its own."""
-    group = PACKED_GROUPS.get(product.bits, 1)
-    packed = -(-product.blocks // group) * group
+    packed = packed_blocks(product.blocks, product.bits)
     numbers = packed * product.block * product.bits / 8
     zeros = product.blocks if product.zero_points else 0
     return product.rows * (numbers + zeros + costs.block_bytes * packed) + costs.product_bytes

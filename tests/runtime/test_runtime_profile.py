@@ -45,3 +45,21 @@ def test_what_is_no_profile_is_not_replaced(pristine: Path, tmp_path: Path) -> N
 
 def test_other_programs_only_ever_add() -> None:
     assert undisturbed([5.0, 1.0, 9.0, 2.0, 7.0]) == 2.0
+
+
+def test_what_kernels_hold_is_found_though_two_bits_are_packed_by_fours() -> None:
+    def held(bits: int, block: int, rows: int, columns: int, pairs: int) -> float:
+        total = 2e6
+        for n, k in ((rows, columns), (columns, rows)):
+            blocks = -(-k // block)
+            if bits == 2:
+                blocks = -(-blocks // 4) * 4
+            total += pairs * (n * blocks * (block * bits / 8 + 12) + 15_000)
+        return total
+
+    chains = [
+        (bits, block, shape, {"products": 2 * pairs, "anonymous_bytes": held(bits, block, *shape, pairs)})
+        for bits, block in ((8, 16), (8, 128), (4, 32), (2, 64), (2, 128))
+        for shape, pairs in ((profile.SMALL, 300), (profile.LARGE, 90))
+    ]
+    assert profile._kernel_bytes(chains) == pytest.approx((12, 15_000), rel=1e-6)
