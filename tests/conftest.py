@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,14 @@ def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point EDGE_SVD_CACHE at the shared folder."""
     monkeypatch.setenv("EDGE_SVD_CACHE", str(shared_cache))
     return shared_cache
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny products in torch are faster so, and much faster on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

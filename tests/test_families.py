@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,8 @@ from edge_svd.runtime.session import Session
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey
 from edge_svd.tune import tune
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE = 150_000
 NEW_TOKENS = 24
 FAMILIES = {
@@ -36,15 +37,6 @@ FAMILIES = {
     "gpt2": {"n_inner": 160},
     "opt": {"ffn_dim": 160},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so, and much faster on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))

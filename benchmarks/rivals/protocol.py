@@ -63,6 +63,10 @@ class Decoder(Protocol):
     def feed(self, ids: Array) -> Array:
         """Append int64 [batch, n] to the cache; float logits [batch, vocabulary] after the last of them."""
 
+
+class Scorer(Protocol):
+    """A loaded model that gives the logits of whole windows."""
+
     def logits(self, ids: Array) -> Array:
         """Float logits [n, vocabulary] of every position of int64 [n], behind an empty cache."""
 
@@ -74,7 +78,8 @@ class Generator(Protocol):
         """The first sequence's next `new` tokens; as many passes through the model, no stopping."""
 
 
-Open = Callable[[Request], Decoder]
+Open = Callable[[Request], Any]
+"""A Scorer for the task `score`, a Decoder for all others; most runtimes are both."""
 
 
 def greedy(logits: Array) -> Array:
@@ -109,7 +114,7 @@ def speed(open_decoder: Open, request: Request) -> dict[str, Any]:
     """Seconds to load and to the first token, prefill and decode in tokens a second, one sequence."""
     ids = prompts(request)
     started = time.perf_counter()
-    decoder = open_decoder(request)
+    decoder: Decoder = open_decoder(request)
     loaded = time.perf_counter() - started
     first = seconds_of(decoder, ids[:, : request.prompt])
     short = sorted(seconds_of(decoder, ids[:, : request.prompt]) for _ in range(REPEATS))[REPEATS // 2]
@@ -129,7 +134,7 @@ def speed(open_decoder: Open, request: Request) -> dict[str, Any]:
 def batch(open_decoder: Open, request: Request) -> dict[str, Any]:
     """Tokens a second of all sequences of the batch together."""
     ids = prompts(request)[:, : request.prompt]
-    decoder = open_decoder(request)
+    decoder: Decoder = open_decoder(request)
     decoder.feed(ids)
     decoder.reset()
     took, _ = decode(decoder, decoder.feed(ids), request.new)
@@ -138,7 +143,7 @@ def batch(open_decoder: Open, request: Request) -> dict[str, Any]:
 
 def memory(open_decoder: Open, request: Request) -> dict[str, Any]:
     """Peak resident bytes of this process after load, prompt and decoding."""
-    decoder = open_decoder(request)
+    decoder: Decoder = open_decoder(request)
     decode(decoder, decoder.feed(prompts(request)[:, : request.prompt]), request.new)
     return {"peak_rss_bytes": peak_rss_bytes()}
 
@@ -146,10 +151,10 @@ def memory(open_decoder: Open, request: Request) -> dict[str, Any]:
 def score(open_decoder: Open, request: Request) -> dict[str, Any]:
     """Mean negative log-likelihood, nats per predicted token, over all windows; ValueError on logits not finite."""
     windows = np.load(request.tokens)
-    decoder = open_decoder(request)
+    scorer: Scorer = open_decoder(request)
     total = 0.0
     for row in windows:
-        logits = np.asarray(decoder.logits(row))
+        logits = np.asarray(scorer.logits(row))
         if logits.shape[0] != len(row):
             raise ValueError(f"{logits.shape[0]} rows of logits for {len(row)} tokens")
         total += negative_log_likelihood(logits[:-1], row[1:])

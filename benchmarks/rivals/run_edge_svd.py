@@ -28,21 +28,12 @@ class EdgeSvd:
         logits = self.session.step(int(row[0])) if len(row) == 1 else self.session.prefill(row.tolist())
         return logits[None]
 
-    def logits(self, ids: Array) -> Array:
-        raise NotImplementedError("windows are scored by the scoring graph")
-
 
 class Scoring:
     """model_scoring.onnx."""
 
     def __init__(self, bundle: Bundle, request: Request) -> None:
         self.session = ScoringSession(bundle, threads=request.threads)
-
-    def reset(self) -> None:
-        """Every call is independent."""
-
-    def feed(self, ids: Array) -> Array:
-        return self.session.logits(ids)[:, -1]
 
     def logits(self, ids: Array) -> Array:
         return self.session.logits(ids[None])[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,8 @@ from edge_svd.architectures import architecture_of
 from edge_svd.calibrate import generate, openings
 from edge_svd.calibrate.generate import opening_ids, sample, write_windows
 from edge_svd.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 END = 257
 FAMILIES = ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "granite", "olmo2", "gpt2", "opt"]
@@ -45,15 +46,6 @@ def model_of(family: str, **changes: Any) -> Any:
         "initializer_range": 0.3,
     }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**sizes, **changes})).eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny products are faster so, and much faster on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
