@@ -11,7 +11,8 @@ from command_line import edge_svd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_svd import cli, recipe
+from edge_svd import recipe
+from edge_svd.commands import fitting
 from edge_svd.errors import InputError
 from edge_svd.fit_options import resolve
 from edge_svd.recipe import Recipe, list_recipes, load_recipe, parse_recipe
@@ -119,7 +120,7 @@ def test_every_key_of_a_recipe_can_be_written() -> None:
 
 def test_every_shipped_recipe_asks_for_what_fit_has() -> None:
     """The options that the command line hands to `resolve`, and names that exist."""
-    given = signature(cli.fit).parameters
+    given = signature(fitting.fit).parameters
     for shipped in list_recipes():
         check_recipe(shipped, given)
     assert len(list_recipes()) >= 6
