@@ -12,6 +12,8 @@ from command_line import edge_svd
 
 def test_every_command_prints_one_json_object(made: Made, tmp_path: Path) -> None:
     assert {row["name"] for row in edge_svd("methods", "--json").json["methods"]} >= {"svd", "svd-llm-v2", "io-svd"}
+    listed = [row for rows in edge_svd("methods", "--json").json.values() for row in rows]
+    assert all(len(row["summary"]) > 20 and "partial(" not in row["summary"] for row in listed)
     assert edge_svd("recipes", "--json").json["recipes"]
     assert made.answers["calibrate"]["tokens"] == 7 * 64
     assert made.answers["plan"]["plan"] == json.loads(made.plan.read_bytes())

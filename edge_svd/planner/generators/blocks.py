@@ -42,5 +42,11 @@ def blocks(bits: int, context: SiteContext) -> list[Candidate]:
     return found
 
 
+def _of(bits: int) -> partial[list[Candidate]]:
+    made = partial(blocks, bits)
+    made.__doc__ = f"Dense blocks of {', '.join(map(str, BLOCK_SIZES[bits]))} weights of {bits} bits each."
+    return made
+
+
 for _bits in BLOCK_SIZES:
-    GENERATORS.register(f"blocks-{_bits}")(partial(blocks, _bits))
+    GENERATORS.register(f"blocks-{_bits}")(_of(_bits))
