@@ -19,12 +19,14 @@ class Factorization:
 
     b: [m, r], a: [r, n], float64. energy: [r] float64, σ_i² in the method's own (damped) metric: keeping k components
     loses exactly energy[k:].sum(). Where a metric has directions of zero weight the product equals W only as far as
-    the metric can see, and the last components are zero.
+    the metric can see, and the last components are zero. added: what a method that cannot do without put on the
+    diagonal of the input metric, in the metric's units; 0 for the others.
     """
 
     b: torch.Tensor
     a: torch.Tensor
     energy: torch.Tensor
+    added: float = 0.0
 
     def truncated(self, rank: int) -> torch.Tensor:
         """The matrix [m, n] that the first `rank` components make."""

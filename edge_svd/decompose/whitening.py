@@ -49,12 +49,7 @@ def whiten(metric: Metric, damping: float, name: str = "metric") -> Whitening:
     """
     if isinstance(metric, Whitening):
         return metric
-    c = as_matrix(metric, name)
-    if c.shape[0] != c.shape[1]:
-        raise InputError(f"The metric {name} must be square, not {list(c.shape)}.")
-    if not damping >= 0.0:
-        raise InputError(f"The damping must be zero or positive, not {damping}.")
-    c = (c + c.T) / 2
+    c = symmetric(metric, damping, name)
     if damping > 0.0:
         c.diagonal().add_(max(damping * float(c.diagonal().mean()), 1e-140))
     if damping >= 1e-6:
@@ -65,3 +60,13 @@ def whiten(metric: Metric, damping: float, name: str = "metric") -> Whitening:
     keep = values > max(CUT * float(values[-1]), 0.0)
     values, vectors = values[keep].flip(0), vectors[:, keep].flip(1)
     return Whitening(vectors * values.sqrt(), (vectors / values.sqrt()).T)
+
+
+def symmetric(metric: Matrix, damping: float, name: str) -> torch.Tensor:
+    """The metric in float64 [n, n], a copy, its rounding noise averaged away; refuses what `whiten` refuses."""
+    c = as_matrix(metric, name)
+    if c.shape[0] != c.shape[1]:
+        raise InputError(f"The metric {name} must be square, not {list(c.shape)}.")
+    if not damping >= 0.0:
+        raise InputError(f"The damping must be zero or positive, not {damping}.")
+    return (c + c.T) / 2

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from edge_svd.decompose import DECOMPOSITIONS, Factorization, decompose, whiten
 from edge_svd.errors import Failure, InputError
 
-METHODS = ("svd", "svd-llm-v2", "io-svd")
+METHODS = ("svd", "svd-llm", "svd-llm-v2", "io-svd")
 
 
 def problem(m: int, n: int, seed: int, samples: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,13 +34,21 @@ def metrics(method: str, c_in: torch.Tensor, c_out: torch.Tensor, damping: float
     eye_in, eye_out = torch.eye(len(c_in)).double(), torch.eye(len(c_out)).double()
     damped_in = c_in + damping * c_in.diagonal().mean() * eye_in
     damped_out = c_out + damping * c_out.diagonal().mean() * eye_out
-    return {"svd": (eye_in, eye_out), "svd-llm-v2": (damped_in, eye_out), "io-svd": (damped_in, damped_out)}[method]
+    return {
+        "svd": (eye_in, eye_out),
+        "svd-llm": (damped_in, eye_out),
+        "svd-llm-v2": (damped_in, eye_out),
+        "io-svd": (damped_in, damped_out),
+    }[method]
 
 
 def check_identity(method: str, w: torch.Tensor, c_in: torch.Tensor, c_out: torch.Tensor, damping: float) -> None:
     """Loss of every truncation = sum of the energies that it drops."""
     result = decompose(method)(w, c_in, c_out, damping=damping)
     into, out = metrics(method, c_in, c_out, damping)
+    if method == "svd-llm":
+        into = c_in + result.added * torch.eye(len(c_in))
+        assert result.added >= damping * float(c_in.diagonal().mean())
     whole = loss(w, into, out)
     for rank in range(len(result.energy) + 1):
         measured = loss(w - result.truncated(rank), into, out)
@@ -61,7 +69,7 @@ def test_same_identity_on_rank_deficient_data(method: str, shape: tuple[int, int
     w, c_in, c_out = problem(*shape, seed=1, samples=5)
     check_identity(method, w, c_in, c_out, 0.0)
     result = decompose(method)(w, c_in, c_out, damping=0.0)
-    if method != "svd":
+    if method in ("svd-llm-v2", "io-svd"):
         assert (result.energy[5:] <= 1e-12 * result.energy[0]).all()
         into, out = metrics(method, c_in, c_out, 0.0)
         assert loss(w - result.truncated(5), into, out) <= 1e-9 * loss(w, into, out)
@@ -97,6 +105,24 @@ def test_svd_agrees_with_numpy() -> None:
     w = problem(10, 17, seed=5)[0]
     sigma = np.linalg.svd(w.numpy(), compute_uv=False)
     np.testing.assert_allclose(decompose("svd")(w, None, None).energy.numpy(), sigma**2, rtol=1e-10)
+
+
+def test_svd_llm_damps_what_is_singular_and_says_by_how_much() -> None:
+    w, c_in, _ = problem(12, 20, seed=1, samples=5)
+    result, eye = decompose("svd-llm")(w, c_in, None), torch.eye(12).double()
+    assert result.added == pytest.approx(1e-6 * float(c_in.diagonal().mean()), rel=1e-3)
+    assert loss(w - result.truncated(5), c_in, eye) <= 1e-5 * loss(w, c_in, eye)
+    assert decompose("svd-llm")(w, problem(12, 20, seed=1)[1], None).added == 0.0
+    noisy = c_in - 1e-3 * c_in.diagonal().mean() * torch.eye(20)  # as rounding may leave it, only more so
+    assert decompose("svd-llm")(w, noisy, None).added > 0.99e-3 * float(c_in.diagonal().mean())
+
+
+def test_svd_llm_is_svd_llm_v2_where_nothing_is_singular() -> None:
+    w, c_in, _ = problem(10, 17, seed=6)
+    one, other = decompose("svd-llm")(w, c_in, None), decompose("svd-llm-v2")(w, c_in, None)
+    torch.testing.assert_close(one.energy, other.energy, rtol=1e-6, atol=0.0)
+    for rank in (1, 5, 9):
+        torch.testing.assert_close(one.truncated(rank), other.truncated(rank), rtol=1e-6, atol=1e-8)
 
 
 def test_svd_llm_v2_agrees_with_cholesky_whitening_on_full_rank_data() -> None:
@@ -212,7 +238,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 
 def test_registry_knows_its_methods() -> None:
     assert set(METHODS) <= set(DECOMPOSITIONS.names)
-    with pytest.raises(InputError, match=r"'nonsense'.*io-svd, svd, svd-llm-v2"):
+    with pytest.raises(InputError, match=r"'nonsense'.*io-svd, svd, svd-llm, svd-llm-v2"):
         decompose("nonsense")
     with pytest.raises(ValueError, match="twice"):
         DECOMPOSITIONS.register("svd")(decompose("svd"))
