@@ -28,11 +28,6 @@ class GraphProduct:
         """Blocks a row, the last one padded."""
         return -(-self.columns // self.block)
 
-    @property
-    def packed_blocks(self) -> int:
-        """Blocks a row as the kernel holds them."""
-        return packed_blocks(self.blocks, self.bits)
-
 
 def packed_blocks(blocks: int, bits: int) -> int:
     """Blocks that a row of so many takes in the kernel's memory."""

@@ -108,7 +108,10 @@ def measure_profile(bundle: Path | str, *, threads: int = 2, progress: Progress 
     inner = [p for p in products if p.rows != model.vocab_size]
     reading = sum(p.rows * p.blocks * p.block * prompts[_nearest(p, weights)] for p in inner)
     prompt_layer = (found["prompt_s"] / found["prompt"] - reading) / model.num_layers
-    held = sum(p.rows * p.packed_blocks * (p.block * p.bits / 8 + block_bytes) + product_bytes for p in products)
+    held = sum(
+        p.rows * packed_blocks(p.blocks, p.bits) * (p.block * p.bits / 8 + block_bytes) + product_bytes
+        for p in products
+    )
     session = found["session_bytes"] - held - ACTIVATION_BYTES
     return _toml(
         threads,
@@ -165,12 +168,12 @@ def _chain(bits: int, block: int, shape: tuple[int, int], threads: int) -> dict[
     return fresh_process("kernel_worker", request | {"threads": threads, "seconds": SECONDS, "prompt": prompt})
 
 
-def _padded(shape: tuple[int, int], block: int) -> tuple[int, int]:
-    """Weights with padding, and blocks, of one N x K and one K x N product."""
+def _padded(shape: tuple[int, int], block: int, bits: int = 8) -> tuple[int, int]:
+    """Weights with padding, and blocks, of one N x K and one K x N product; with `bits`, as a kernel packs those."""
     n, k = shape
     if block == WHOLE_PASS:
         return 2 * n * k, n + k
-    blocks = n * -(-k // block) + k * -(-n // block)
+    blocks = n * packed_blocks(-(-k // block), bits) + k * packed_blocks(-(-n // block), bits)
     return blocks * block, blocks
 
 
@@ -197,10 +200,7 @@ def _kernel_bytes(chains: list[tuple[int, int, tuple[int, int], dict[str, Any]]]
     """Bytes a block and a product beyond the numbers themselves, by least squares over all chains."""
     rows, values = [], []
     for bits, block, shape, found in chains:
-        n, k = shape
-        width = max(n, k) if block == WHOLE_PASS else block
-        blocks = n * packed_blocks(-(-k // width), bits) + k * packed_blocks(-(-n // width), bits)
-        weights = 2 * n * k if block == WHOLE_PASS else blocks * block
+        weights, blocks = _padded(shape, block, bits)
         pairs = found["products"] / 2
         rows.append([pairs * blocks, found["products"], 1.0])
         values.append(found["anonymous_bytes"] - pairs * weights * bits / 8)

@@ -21,6 +21,7 @@ from edge_svd.commands.options import (
     Method,
     MinDecode,
     MinPrefill,
+    Model,
     Ram,
     Rotate,
     Seed,
@@ -96,31 +97,16 @@ def fit(
         "rotate": rotate or None,
     }
     options = resolve(given, recipe, out)
+    asked = (options.model, options.out, options.targets, options.calibration, options.planning)
     if options.encoder:
         from edge_svd.fit_encoder import fit_encoder
         from edge_svd.report.encoder_summary import encoder_summary
 
-        made = fit_encoder(
-            options.model,
-            options.out,
-            options.targets,
-            options.calibration,
-            options.planning,
-            force=force,
-            threads=threads,
-        )
+        made = fit_encoder(*asked, force=force, threads=threads)
         return Output(json).result(made.to_json(), lambda: encoder_summary(made))
     from edge_svd.fit import fit as run_fit
 
-    result = run_fit(
-        options.model,
-        options.out,
-        options.targets,
-        options.calibration,
-        options.planning,
-        force=force,
-        threads=threads,
-    )
+    result = run_fit(*asked, force=force, threads=threads)
     from edge_svd.report.fit_summary import fit_summary
 
     Output(json).result(result.to_json(), lambda: fit_summary(result))
@@ -128,7 +114,7 @@ def fit(
 
 
 def front(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
+    model: Model,
     sizes: Annotated[
         str | None, typer.Option("--sizes", help="Sizes of the bundles, e.g. 145MB,115MB,90MB; or --rams.")
     ] = None,

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edge_svd.commands.options import (
-    Json,
-)
+from edge_svd.commands.options import BundleFolder, Json
 from edge_svd.commands.output import Output, workstation
 
 
@@ -21,7 +19,7 @@ def inspect(target: Annotated[Path, typer.Argument(help="Bundle folder or plan f
     Output(json).result(found, lambda: inspection_text(found))
 
 
-def verify(bundle: Annotated[Path, typer.Argument(help="Bundle folder.")], json: Json = False) -> None:
+def verify(bundle: BundleFolder, json: Json = False) -> None:
     """Check every file of a bundle against its manifest; exit 1 with the first fault."""
     from edge_svd.runtime.bundle import verify as run_verify
     from edge_svd.runtime.errors import BundleError, Failure

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 MAX_SEED = 2**32 - 1
 
+Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")]
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output of ours that exists.")]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of onnxruntime.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)]
 Lookup = Annotated[
     bool, typer.Option("--lookup/--no-lookup", help="Guess repetitions and have them confirmed in one pass: faster.")
 ]

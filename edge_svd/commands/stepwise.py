@@ -20,6 +20,7 @@ from edge_svd.commands.options import (
     Method,
     MinDecode,
     MinPrefill,
+    Model,
     Ram,
     Rotate,
     Seed,
@@ -29,7 +30,7 @@ from edge_svd.commands.output import Output, workstation
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
+    model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="The statistics folder to write.")],
     calibration: Sources = None,
     calibration_windows: Annotated[
@@ -61,7 +62,7 @@ def calibrate(
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
+    model: Model,
     stats: Annotated[Path, typer.Option("--stats", help="Statistics folder of `edge-svd calibrate`.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The plan file to write.")],
     size: Annotated[str | None, typer.Option("--size", help="Largest size of the bundle.")] = None,
@@ -104,7 +105,7 @@ def plan(
 
 
 def compress(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or smollm2-demo.")],
+    model: Model,
     plan: Annotated[Path, typer.Option("--plan", help="Plan file of `edge-svd plan`.")],
     stats: Annotated[Path, typer.Option("--stats", help="The statistics that the plan was made from.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The checkpoint folder to write.")],

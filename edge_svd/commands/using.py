@@ -7,23 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from edge_svd.commands.options import (
-    Chunk,
-    Context,
-    Json,
-    Lookup,
-    Seed,
-    Threads,
-)
+from edge_svd.commands.options import BundleFolder, Chunk, Context, Json, Lookup, Seed, Temperature, Threads, TopP
 from edge_svd.commands.output import Output, deciding_target, workstation
 
 
 def run(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or the question with --chat.")],
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 128,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     seed: Seed = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")] = False,
     context: Context = None,
@@ -53,11 +46,11 @@ def run(
 
 
 def chat(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1)] = 512,
-    temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
     seed: Seed = 0,
     context: Context = None,
     threads: Threads = 2,
@@ -126,7 +119,7 @@ def evaluate(
 
 
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    bundle: BundleFolder,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1)] = 512,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1)] = 128,
     threads: Threads = 2,
