@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     opened = open_model(options.model)
-    statistics, _ = run_calibration(opened, Calibration(tuple(options.calibration)), gradients=False)
+    statistics, _ = run_calibration(opened, Calibration(tuple(options.calibration)), extras=())
     planning = Planning()
     prices = run_survey(opened, statistics, planning)
     singles = [(name, run_survey(opened, statistics, replace(planning, candidates=name))) for name in planning.families]

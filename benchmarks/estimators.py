@@ -23,7 +23,7 @@ from edge_svd.architectures import Site
 from edge_svd.calibrate.collect import Estimator, inner_sites
 from edge_svd.calibrate.run import calibrate, statistics_key
 from edge_svd.calibrate.statistics import MANIFEST, Statistics, cache_key
-from edge_svd.decompose import Factorization, decompose
+from edge_svd.decompose import Factorization, Metrics, decompose
 from edge_svd.evaluate.text_loss import model_loss
 from edge_svd.files import cache_folder
 from edge_svd.models import OpenedModel, open_model
@@ -54,7 +54,7 @@ def factored(opened: OpenedModel, statistics: Statistics, share: float) -> tuple
     def decomposed(site: Site) -> Factorization:
         w = opened.model.get_submodule(site.name).weight.detach()
         with torch.no_grad():
-            f = decompose("io-svd")(w, statistics.c_in(site), statistics.c_out(site))
+            f = decompose("io-svd")(w, Metrics(statistics.c_in(site), statistics.c_out(site)))
         return Factorization(f.b.float(), f.a.float(), f.energy)
 
     found = dict(zip((site.name for site in sites), side_by_side(decomposed, sites), strict=True))
@@ -107,7 +107,7 @@ def main() -> None:
         folder = cache_folder() / "statistics" / cache_key(key)
         known = (folder / MANIFEST).exists()
         started = time.monotonic()
-        statistics = calibrate(opened.model, opened.architecture, windows, key, folder, estimator, gradients=False)
+        statistics = calibrate(opened.model, opened.architecture, windows, key, folder, estimator, extras=())
         seconds = None if known else time.monotonic() - started
         with torch.no_grad():
             weights, predicted = factored(opened, statistics, options.share)

@@ -65,7 +65,7 @@ def main() -> None:
         if not (bundle / "edge_svd.json").exists():
             opened = opened or open_model(options.model)
             sources = tuple(str(text_file(options.data, name)) for name in CALIBRATION)
-            statistics, text = run_calibration(opened, Calibration(sources), gradients=False)
+            statistics, text = run_calibration(opened, Calibration(sources), extras=())
             planning = Planning(tune_steps=steps_of(options.tune) if options.tune else 0)
             prices = run_survey(opened, statistics, planning)
             plan = run_plan(opened, statistics, prices, planning, round(float(size) * 1e6))

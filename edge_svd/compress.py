@@ -255,7 +255,8 @@ def rounded_components(
     context: SiteContext, fmt: SiteFormat
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Bits → B [m, k], padded A [k, n] and scale [k]; what rounding would cost most has most bits."""
-    table, rank = context.components, fmt.rank
+    view, rank = context.at(fmt.rank), fmt.rank
+    table, f = view.components, view.factorization
     by_cost = torch.argsort(table.gain[:rank], descending=True, stable=True)
     # Neighbours share an activation scale between A and B: components of like magnitude belong together.
     place = torch.argsort(torch.argsort(table.spread[:rank], descending=True, stable=True))
@@ -263,7 +264,6 @@ def rounded_components(
     for bits, members in zip((16, 8, 4), by_cost.split([fmt.k16, fmt.k8, fmt.k4]), strict=True):
         if len(members):
             chosen = table.order[:rank][members[torch.argsort(place[members])]]
-            f = context.factorization
             found[bits] = round_components(f.b[:, chosen], _pad(f.a[chosen]), bits)
     return found
 

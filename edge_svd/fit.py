@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_svd.allocate import allocation
 from edge_svd.architectures import Site
 from edge_svd.calibrate.run import split
 from edge_svd.calibrate.statistics import Statistics
@@ -136,7 +135,7 @@ def fit(
     refuse_foreign(out, force)
     opened = open_decoder(model, planning.rotate)
     context_length(opened.architecture, planning.context)
-    statistics, text = run_calibration(opened, calibration, gradients=allocation(planning.allocation).needs_gradient)
+    statistics, text = run_calibration(opened, calibration, extras=planning.extras)
     prices = run_survey(opened, statistics, planning)
     plan = run_plan(opened, statistics, prices, planning, targets)
     if not planning.refine:

@@ -12,6 +12,7 @@ from edge_svd.allocate import allocation
 from edge_svd.calibrate.run import split
 from edge_svd.calibrate.text import CalibrationText
 from edge_svd.compress import compressed
+from edge_svd.decompose import decompose
 from edge_svd.encoders.opened import OpenedEncoder, open_encoder
 from edge_svd.encoders.pooling import PADDING
 from edge_svd.errors import Failure, InputError
@@ -109,6 +110,8 @@ def _check_encoder(targets: Targets, planning: Planning) -> None:
         raise InputError("An encoder has no KV cache; leave --kv-cache out.")
     if allocation(planning.allocation).needs_gradient:
         raise InputError(f"The allocation {planning.allocation} is for models that write text; choose second-order.")
+    if set(decompose(planning.method).needs) - {"moment"}:
+        raise InputError(f"The method {planning.method} is for models that write text; choose io-svd.")
 
 
 def _held_out(text: CalibrationText) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from edge_svd.calibrate.passages import PassageText, passages_from
 from edge_svd.calibrate.run import calibrate, statistics_key
 from edge_svd.calibrate.run_passages import calibrate_passages, passage_key
 from edge_svd.calibrate.sources import parse_source
-from edge_svd.calibrate.statistics import Statistics, cache_key
+from edge_svd.calibrate.statistics import EXTRAS, Statistics, cache_key, extras_of
 from edge_svd.calibrate.text import CalibrationText, windows_from
 from edge_svd.decompose import decompose
 from edge_svd.devices import DEFAULT, load_profile
@@ -123,6 +123,12 @@ class Planning:
         """The candidate families to choose from; InputError on an unknown one."""
         return candidate_kinds(self.candidates, self.resident)
 
+    @property
+    def extras(self) -> set[str]:
+        """The statistics beyond the moments that method and allocation look at."""
+        needs = ("gradient",) if allocation(self.allocation).needs_gradient else ()
+        return extras_of((*decompose(self.method).needs, *needs))
+
     def check(self) -> None:
         """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""
         if self.prompt_chunk < 1:
@@ -155,11 +161,11 @@ def calibration_text(opened: Opened, options: Calibration) -> CalibrationText:
 
 
 def run_calibration(
-    opened: Opened, options: Calibration, out: Path | None = None, *, gradients: bool = True
+    opened: Opened, options: Calibration, out: Path | None = None, *, extras: Collection[str] = EXTRAS
 ) -> tuple[Statistics, CalibrationText]:
     """Statistics for the model: from `out` or the cache where they exist, otherwise collected now.
 
-    `gradients`: with the first-order scores, which only some allocations look at.
+    `extras`: the statistics beyond the moments that are taken too, `Planning.extras` those that a plan looks at.
 
     Errors as `calibrate.text.windows_from` and `calibrate.run.calibrate`.
     """
@@ -175,7 +181,7 @@ def run_calibration(
     with step("Calibration") as tick:
         windows = torch.from_numpy(text.ids)
         return calibrate(
-            opened.model, opened.architecture, windows, key, folder, options.estimator, tick, gradients=gradients
+            opened.model, opened.architecture, windows, key, folder, options.estimator, tick, extras=extras
         ), text
 
 

@@ -107,6 +107,11 @@ def watching(
             handle.remove()
 
 
+def running_in(precision: str) -> torch.autocast:
+    """A context in which layers compute in "float32" or "bfloat16"."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+
+
 def last_hidden(
     model: Any,
     ids: torch.Tensor,
@@ -123,8 +128,7 @@ def last_hidden(
 
     handle = model.get_submodule(embedding).register_forward_hook(start)
     try:
-        half = precision == "bfloat16"
-        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        with torch.enable_grad(), running_in(precision):
             body = model.get_submodule(embedding.partition(".")[0])
             hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
     finally:
@@ -281,15 +285,16 @@ def add_gradients(
     model: Any,
     architecture: Architecture,
     sites: Sequence[Site],
-    gradients: dict[str, torch.Tensor],
+    of_window: Callable[[Site, torch.Tensor], None],
     ids: torch.Tensor,
     precision: str = "float32",
 ) -> None:
-    """Accumulate ∂L/∂W [m, n] of every inner matrix, L the summed next-token cross-entropy of one window, in nats."""
+    """Calls of_window(site, ∂L/∂W [m, n]) for every inner matrix, L the summed next-token cross-entropy of one window,
+    in nats."""
 
     def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
         check_finite(site, x, g)
-        gradients[site.name].addmm_(g.float().T, x.float())
+        of_window(site, g.float().T @ x.float())
 
     embedding = next(site.name for site in sites if site.type == "embedding")
     with watching(model, inner_sites(sites), seen):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edge_svd.architectures import Architecture, sites_of
-from edge_svd.calibrate.collect import Estimator, Moments, add_gradients, add_window, inner_sites
+from edge_svd.calibrate.collect import Estimator, Moments, add_window
+from edge_svd.calibrate.extras import count_windows, missing, take
 from edge_svd.calibrate.shards import read_tensor, save_shards
 from edge_svd.calibrate.statistics import (
-    GRADIENTS,
+    EXTRAS,
     HELD_OUT,
     MANIFEST,
     MOMENTS,
@@ -35,7 +36,7 @@ PARTIAL_MANIFEST = "partial.json"
 CLAIM = "unfinished.txt"
 """Holds the key's digest until the folder is finished: partial work belongs to it."""
 VECTORS = ("head.variance", "token.frequency")
-OURS = {MANIFEST, MOMENTS, GRADIENTS, HELD_OUT, PARTIAL, PARTIAL_MANIFEST, CLAIM}
+OURS = {MANIFEST, MOMENTS, *EXTRAS, HELD_OUT, PARTIAL, PARTIAL_MANIFEST, CLAIM}
 """What an unfinished statistics folder may hold."""
 
 Progress = Callable[[int, int], None]
@@ -73,61 +74,51 @@ def calibrate(
     estimator: Estimator,
     progress: Progress = lambda done, total: None,
     *,
-    gradients: bool = True,
+    extras: Collection[str] = EXTRAS,
 ) -> Statistics:
     """Run the model over windows [count, window] and write the statistics folder `out`; continue it if half done.
 
-    Without `gradients` the first-order scores are left out; asking for them later adds them. Returns at once where
+    Of `extras` only those named are taken; asking for others later adds them. Returns at once where
     `out` already holds statistics of the same key. Every window draws from its own seeded
     generator, so an interrupted run continues to the same numbers.
 
     Raises:
         Failure: NaN or Inf in activations, gradients or logits, naming the site; disk full.
-        InputError: `out` holds statistics of another key.
+        InputError: `out` holds statistics of another key; an unknown extra.
     """
-    if (out / MANIFEST).exists():
-        found = Statistics.open(out)
-        if cache_key(found.key) != cache_key(key):
-            raise InputError(
-                f"The folder {out} holds statistics of another model, text or setting; choose another folder."
-            )
-        if gradients and not found.has_gradients:
-            with writing(out):
-                _, held = split(len(windows))
-                _gradients(
-                    model, architecture, windows, held, out, estimator.precision, lambda n: progress(n, len(held))
-                )
-        return found
-    if out.exists() and not (out.is_dir() and all(_is_ours(file.name) for file in out.iterdir())):
+    asked, parts = missing(out, extras), split(len(windows))
+    measured, held = parts
+    finished = Statistics.open(out) if (out / MANIFEST).exists() else None
+    if finished is not None and cache_key(finished.key) != cache_key(key):
+        raise InputError(f"The folder {out} holds statistics of another model, text or setting; choose another folder.")
+    if finished is None and out.exists() and not (out.is_dir() and all(_is_ours(file.name) for file in out.iterdir())):
         raise InputError(f"{out} exists and does not hold statistics of ours; choose another output folder.")
     if windows.shape[1] < 2:
         raise InputError("Calibration windows must hold at least two tokens.")
+    before = len(measured) if finished is None else 0
+    total = before + count_windows(asked, len(measured), len(held))
     with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-        _claim(out, cache_key(key))
-        measured, held = split(len(windows))
-        total = len(measured) + (len(held) if gradients else 0)
-        if not (out / MOMENTS).exists():
-            _moments(model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total))
-        release_free_memory()
-        if gradients:
-            _gradients(
-                model,
-                architecture,
-                windows,
-                held,
-                out,
-                estimator.precision,
-                lambda done: progress(len(measured) + done, total),
+        if finished is None:
+            out.mkdir(parents=True, exist_ok=True)
+            _claim(out, cache_key(key))
+            asked = missing(out, extras)
+            if not (out / MOMENTS).exists():
+                _moments(
+                    model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total)
+                )
+            release_free_memory()
+        if asked:
+            precision = estimator.precision
+            take(
+                model, architecture, windows, parts, out, precision, asked, lambda done: progress(before + done, total)
             )
-        else:
+        if finished is None:
             progress(total, total)
-        save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
-        tokens = len(measured) * windows.shape[1]
-        atomic_write(out / MANIFEST, manifest_bytes(key, tokens))
-        (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
-        (out / CLAIM).unlink(missing_ok=True)
-        shutil.rmtree(out / PARTIAL, ignore_errors=True)
+            save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
+            atomic_write(out / MANIFEST, manifest_bytes(key, len(measured) * windows.shape[1]))
+            (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
+            (out / CLAIM).unlink(missing_ok=True)
+            shutil.rmtree(out / PARTIAL, ignore_errors=True)
     return Statistics.open(out)
 
 
@@ -135,7 +126,7 @@ def _claim(out: Path, digest: str) -> None:
     """Drop what an interrupted run with another key left in a folder that the user named."""
     if (out / CLAIM).exists() and (out / CLAIM).read_text() == digest:
         return
-    for name in (MOMENTS, GRADIENTS, HELD_OUT, PARTIAL):
+    for name in (MOMENTS, *EXTRAS, HELD_OUT, PARTIAL):
         shutil.rmtree(out / name, ignore_errors=True)
     (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
     atomic_write(out / CLAIM, digest)
@@ -182,27 +173,6 @@ def _finished(moments: Moments, name: str, tokens: float) -> torch.Tensor:
     accumulator = (moments.inputs if side == "in" else moments.outputs).pop(rest)
     divisor = accumulator.total if side == "in" else tokens
     return accumulator.buffer / (divisor if divisor > 0 else 1.0)
-
-
-def _gradients(
-    model: Any,
-    architecture: Architecture,
-    windows: torch.Tensor,
-    chosen: list[int],
-    out: Path,
-    precision: str,
-    progress: Callable[[int], None],
-) -> None:
-    if (out / GRADIENTS).exists():
-        return
-    sites = sites_of(architecture)
-    gradients = {site.name: torch.zeros(site.shape) for site in inner_sites(sites)}
-    for position, index in enumerate(chosen):
-        progress(position)
-        add_gradients(model, architecture, sites, gradients, windows[index], precision)
-    tokens = len(chosen) * (windows.shape[1] - 1)
-    save_shards(out / GRADIENTS, list(gradients), lambda name: (gradients.pop(name) / tokens).to(torch.bfloat16))
-    progress(len(chosen))
 
 
 def _accumulators(moments: Moments) -> dict[str, SymmetricAccumulator]:

@@ -11,15 +11,20 @@ Of an encoder (`passage_moments`) `in.` goes by site too, of trace one, `out.` i
 `noise.<site>` [1] is what errors that differ from token to token lose as a share of equal ones, `token.frequency` is
 each token's share in what errors of the table of words lose, and `head.variance` the same.
 
-`gradients` (where a first-order allocation asks for them) with `<site>` bfloat16 [m, n], ∂(nats per token)/∂W on
-windows that the moments did not see, and `held_out` with `ids` int64 [count, window], those windows, for checking
-predictions against measurements.
+What only some methods look at lies in folders of its own, taken when it is first asked for (`EXTRAS`):
+
+    activations/in.<input key>    float32, upper strips     E[x xᵀ], all tokens alike
+    activations/size.<input key>  float32 [n]               E|x|
+    gradients/<site>              bfloat16 [m, n]           ∂(nats per token)/∂W on windows that the moments did not see
+    fisher/<site>                 float64 [m]               row sums of the mean over those of (∂(their nats)/∂W)²
+
+`held_out` with `ids` int64 [count, window] are those windows, for checking predictions against measurements.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +43,15 @@ SIGNS = "signs"
 """The estimator of encoders (`passage_moments`): metrics of both sides belong to single matrices."""
 
 MOMENTS = "moments"
-GRADIENTS = "gradients"
+ACTIVATIONS, GRADIENTS, FISHER = "activations", "gradients", "fisher"
+EXTRAS = (ACTIVATIONS, GRADIENTS, FISHER)
+_FOLDER_OF = {"moment": ACTIVATIONS, "magnitude": ACTIVATIONS, "gradient": GRADIENTS, "fisher": FISHER}
 HELD_OUT = "held_out"
+
+
+def extras_of(needs: Iterable[str]) -> set[str]:
+    """The folders with the statistics that a method needs, by their names there (`decompose.Measured`)."""
+    return {_FOLDER_OF[name] for name in needs}
 
 
 def cache_key(key: Mapping[str, Any]) -> str:
@@ -81,10 +93,10 @@ class Statistics:
     def _tensor(self, file: str, name: str) -> torch.Tensor:
         return read_tensor(self.path / file, name)
 
-    def _symmetric(self, name: str, n: int) -> torch.Tensor:
+    def _symmetric(self, name: str, n: int, folder: str = MOMENTS) -> torch.Tensor:
         accumulator = SymmetricAccumulator(n)
         try:
-            accumulator.restore(self._tensor(MOMENTS, name), 1.0)
+            accumulator.restore(self._tensor(folder, name), 1.0)
         except InputError as error:
             raise InputError(f"The statistics in {self.path} do not fit this model: {error}") from None
         return accumulator.full(torch.float64)
@@ -102,16 +114,35 @@ class Statistics:
         """[m, m] float64; for the embedding, the metric of its output [hidden, hidden]."""
         return self._symmetric(f"out.{site.name}", site.shape[1] if site.type == "embedding" else site.shape[0])
 
-    @property
-    def has_gradients(self) -> bool:
-        """Whether first-order scores were collected."""
-        return (self.path / GRADIENTS).exists()
+    def has(self, extra: str) -> bool:
+        """Whether that one of `EXTRAS` was taken."""
+        return (self.path / extra).exists()
+
+    def _require(self, extra: str) -> None:
+        if not self.has(extra):
+            raise InputError(f"The statistics in {self.path} hold no {extra}; run `edge-svd calibrate` again.")
+
+    def moment(self, site: Site) -> torch.Tensor:
+        """[n, n] float64, E[x xᵀ] of all tokens alike (of an encoder as `c_in`); InputError where it was not taken."""
+        if self.of_passages:
+            return self.c_in(site)
+        self._require(ACTIVATIONS)
+        return self._symmetric(f"in.{site.input}", site.shape[1], ACTIVATIONS)
+
+    def magnitude(self, site: Site) -> torch.Tensor:
+        """[n] float64, E|x|; InputError where it was not taken."""
+        self._require(ACTIVATIONS)
+        return self._tensor(ACTIVATIONS, f"size.{site.input}").double()
 
     def gradient(self, site: Site) -> torch.Tensor:
         """[m, n] float64, nats per token; InputError where they were not collected."""
-        if not self.has_gradients:
-            raise InputError(f"The statistics in {self.path} hold no first-order scores; run `edge-svd calibrate`.")
+        self._require(GRADIENTS)
         return self._tensor(GRADIENTS, site.name).double()
+
+    def fisher(self, site: Site) -> torch.Tensor:
+        """[m] float64; InputError where it was not taken."""
+        self._require(FISHER)
+        return self._tensor(FISHER, site.name)
 
     def held_out(self) -> torch.Tensor:
         """[count, window] int64, the windows that made the gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,17 +21,34 @@ class Factorization:
     b: [m, r], a: [r, n], float64. energy: [r] float64, σ_i² in the method's own (damped) metric: keeping k components
     loses exactly energy[k:].sum(). Where a metric has directions of zero weight the product equals W only as far as
     the metric can see, and the last components are zero. added: what a method that cannot do without put on the
-    diagonal of the input metric, in the metric's units; 0 for the others.
+    diagonal of the input metric, in the metric's units; 0 for the others. of_rank: for methods whose truncations are
+    no prefixes of each other, the factors of one rank; their energies belong to the parts, and no tail adds up.
     """
 
     b: torch.Tensor
     a: torch.Tensor
     energy: torch.Tensor
     added: float = 0.0
+    of_rank: Callable[[int], Factorization] | None = None
+
+    def at(self, rank: int) -> Factorization:
+        """The factors whose first `rank` components are the method's answer at that rank."""
+        return self if self.of_rank is None else self.of_rank(rank)
+
+    def prefix(self, rank: int) -> Factorization:
+        """The first components only: b [m, rank], a [rank, n]."""
+        return Factorization(self.b[:, :rank], self.a[:rank], self.energy[:rank], self.added)
 
     def truncated(self, rank: int) -> torch.Tensor:
-        """The matrix [m, n] that the first `rank` components make."""
-        return self.b[:, :rank] @ self.a[:rank]
+        """The matrix [m, n] of that rank."""
+        found = self.at(rank)
+        return found.b[:, :rank] @ found.a[:rank]
+
+
+def joined(head: Factorization, tail: Factorization) -> Factorization:
+    """One factor pair with the components of both, those of `tail` behind; each component balanced."""
+    b, a = torch.cat([head.b, tail.b], 1), torch.cat([head.a, tail.a])
+    return balanced(b, a, torch.cat([head.energy, tail.energy]), b.shape[1])
 
 
 def as_matrix(value: Matrix, name: str) -> torch.Tensor:

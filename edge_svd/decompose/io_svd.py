@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from edge_svd.decompose.factorization import Factorization, Matrix
+from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import required, two_sided
-from edge_svd.decompose.whitening import Metric, whiten
+from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.whitening import whiten
 
 # Of the mean diagonal, on both sides. Large enough to hold the fp32 noise of the statistics down and to make Cholesky
 # provably safe, and small enough to move the loss at half rank by 0.1 to 1% (five matrices of SmolLM2, layer 15).
@@ -13,15 +17,19 @@ DAMPING = 1e-4
 
 
 @DECOMPOSITIONS.register("io-svd")
-def io_svd(w: Matrix, c_in: Metric | None, c_out: Metric | None, *, damping: float | None = None) -> Factorization:
+@dataclass(frozen=True)
+class IoSvd:
     """IO-SVD: least tr(C_out E C_in Eᵀ), twice the predicted KL to the dense model, at every rank.
 
     arXiv 2605.15626, the IO-SVD construction: the SVD of C_out^½ W C_in^½, both sides undone.
     Any square roots F Fᵀ = C give the same product, so triangular ones are used. Half an energy is the KL, in nats per
-    token, that dropping the component is predicted to cost. `damping` (1e-4) is a share of each mean diagonal.
+    token, that dropping the component is predicted to cost. `damping` (1e-4) is a share of each mean diagonal; how
+    C_out is estimated (its K, its samples) belongs to calibration.
     """
-    required(c_in, "c_in", "io-svd")
-    required(c_out, "c_out", "io-svd")
-    assert c_in is not None and c_out is not None
-    amount = DAMPING if damping is None else damping
-    return two_sided(w, whiten(c_in, amount, "c_in"), whiten(c_out, amount, "c_out"))
+
+    damping: float = DAMPING
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+        into = whiten(required(site.c_in, "c_in", "io-svd"), self.damping, "c_in")
+        return two_sided(w, into, whiten(required(site.c_out, "c_out", "io-svd"), self.damping, "c_out"))

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, Protocol, cast
 
 from edge_svd.decompose.factorization import Factorization, Matrix
-from edge_svd.decompose.whitening import Metric
+from edge_svd.decompose.metrics import Measured
+from edge_svd.errors import InputError
 from edge_svd.registry import Registry
 
 
 class Decomposition(Protocol):
-    """w: [m, n]; c_in = E[x xᵀ]: [n, n]; c_out = E[g gᵀ]: [m, m] → factors with w = b @ a, best components first.
+    """w: [m, n], numpy or torch, any float type, and its statistics → factors with w = b @ a, best components first.
 
-    numpy or torch, any float type; the work is done in float64 on the CPU. A metric may be given as a `Whitening`, so
-    that siblings reading one input pay for it once. A metric that a method does not use may be None. `damping` adds
-    damping · mean(diag C) · I to the metrics used; None takes the method's default. Raises Failure where an argument
-    holds NaN or infinity (naming the argument), InputError where shapes do not fit.
+    The work is done in float64 on the CPU. `needs` are the statistics that it reads beyond `c_in` and `c_out`, which
+    calibration always takes. Raises Failure where an argument holds NaN or infinity (naming it), InputError where
+    shapes do not fit or a statistic is missing.
     """
 
-    def __call__(
-        self, w: Matrix, c_in: Metric | None, c_out: Metric | None, *, damping: float | None = None
-    ) -> Factorization: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+
+    def __call__(self, w: Matrix, site: Measured) -> Factorization: ...
 
 
-DECOMPOSITIONS: Registry[Decomposition] = Registry("decomposition method")
+DECOMPOSITIONS: Registry[Callable[..., Decomposition]] = Registry("decomposition method")
+"""Dataclasses whose fields are the parameters of the method."""
 
 
-def decompose(name: str) -> Decomposition:
-    """The decomposition of that name. Raises InputError that lists the known ones."""
-    return DECOMPOSITIONS[name]
+def decompose(name: str, **parameters: float) -> Decomposition:
+    """The decomposition of that name, or `NAME:PARAMETER=VALUE,…`: `asvd:alpha=0.3`.
+
+    Raises InputError that lists the known names or parameters, or says which value is out of range.
+    """
+    name, _, given = name.partition(":")
+    method = DECOMPOSITIONS[name]
+    known = [field.name for field in fields(cast(Any, method))]
+    asked = dict(parameters)
+    for part in given.split(",") if given else ():
+        key, _, value = part.partition("=")
+        try:
+            asked[key.strip()] = float(value)
+        except ValueError:
+            raise InputError(f"{part!r} is no parameter of a method; write {name}:PARAMETER=VALUE.") from None
+    for key, number in asked.items():
+        if key not in known:
+            has = f"known: {', '.join(known)}" if known else "it has none"
+            raise InputError(f"The method {name} has no parameter {key!r}; {has}.")
+        if not math.isfinite(number):
+            raise InputError(f"The parameter {key} of {name} must be a finite number, not {number}.")
+    return method(**asked)
+
+
+def within(value: float, low: float, high: float, name: str) -> None:
+    """Raises InputError unless low ≤ value ≤ high."""
+    if not low <= value <= high:
+        limit = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+        raise InputError(f"The {name} must be {limit}, not {value}.")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
 from edge_svd.decompose.factorization import Factorization, Matrix, eigh
+from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import required, two_sided
+from edge_svd.decompose.two_sided import two_sided
 from edge_svd.decompose.whitening import CUT, Metric, Whitening, symmetric
 from edge_svd.errors import Failure
 
@@ -18,25 +20,34 @@ mean diagonal means the same for every scale of the activations."""
 
 
 @DECOMPOSITIONS.register("svd-llm")
-def svd_llm(w: Matrix, c_in: Metric | None, c_out: Metric | None, *, damping: float | None = None) -> Factorization:
+@dataclass(frozen=True)
+class SvdLlm:
     """SVD-LLM: least ‖(W - BA) X‖_F at every rank by Cholesky; a singular X Xᵀ is damped, and the result says so.
 
     Wang et al. 2025 (SVD-LLM): X Xᵀ = L Lᵀ, the SVD of W L, undone with L⁻¹. Where there is no stable factor, -λ_min +
     1e-6 of the mean diagonal are added to the diagonal first; `Factorization.added` has all that was, `damping` (none
-    by default) included. c_out is not used.
+    by default) included.
     """
-    required(c_in, "c_in", "svd-llm")
-    assert c_in is not None
-    if isinstance(c_in, Whitening):
-        return two_sided(w, c_in, None)
-    amount = 0.0 if damping is None else damping
-    whitening, added = _cholesky(c_in, amount)
+
+    damping: float = 0.0
+    needs: ClassVar[tuple[str, ...]] = ("moment",)
+
+    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+        return whitened(w, site.moment, self.damping, "svd-llm")
+
+
+def whitened(w: Matrix, moment: Metric | None, damping: float, method: str) -> Factorization:
+    """The SVD of W L, undone with L⁻¹, and what was added to the second moment for L."""
+    found = required(moment, "moment", method)
+    if isinstance(found, Whitening):
+        return two_sided(w, found, None)
+    whitening, added = _cholesky(found, damping)
     return replace(two_sided(w, whitening, None), added=added)
 
 
 def _cholesky(metric: Matrix, damping: float) -> tuple[Whitening, float]:
     """The lower factor of C [n, n] and what was added to its diagonal for it, in the units of C."""
-    c = symmetric(metric, damping, "c_in")
+    c = symmetric(metric, damping, "moment")
     mean = max(float(c.diagonal().mean()), 1e-134)
     added = damping * mean
     c.diagonal().add_(added)
@@ -47,7 +58,7 @@ def _cholesky(metric: Matrix, damping: float) -> tuple[Whitening, float]:
         added += repair
         factor = _stable_factor(c)
     if factor is None:
-        raise Failure(f"The second moment c_in has no Cholesky factor, even with {added:.3g} added; use svd-llm-v2.")
+        raise Failure(f"The second moment has no Cholesky factor, even with {added:.3g} added; use svd-llm-v2.")
     return Whitening(factor, None), added
 
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from edge_svd.decompose.factorization import Factorization, Matrix
-from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import required, two_sided
-from edge_svd.decompose.whitening import Metric, whiten
+from dataclasses import dataclass
+from typing import ClassVar
 
-DAMPING = 0.0  # as published; the eigenvalue cut is what handles a singular second moment
+from edge_svd.decompose.factorization import Factorization, Matrix
+from edge_svd.decompose.metrics import Measured, required
+from edge_svd.decompose.registry import DECOMPOSITIONS
+from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.whitening import whiten
 
 
 @DECOMPOSITIONS.register("svd-llm-v2")
-def svd_llm_v2(w: Matrix, c_in: Metric | None, c_out: Metric | None, *, damping: float | None = None) -> Factorization:
+@dataclass(frozen=True)
+class SvdLlmV2:
     """SVD-LLM V2: least ‖(W - BA) X‖_F at every rank, also where X Xᵀ is singular.
 
     Wang et al. 2025 (SVD-LLM V2), section 3.2, Theorem 3.1: X Xᵀ = U S Uᵀ, the SVD of W U S^½, undone with S^-½ Uᵀ.
-    The theorem, not Algorithm 2, which leaves out the square root and Vᵀ. c_out is not used.
+    The theorem, not Algorithm 2, which leaves out the square root and Vᵀ. `damping` (none, as published: the cut of
+    eigenvalues handles a singular second moment) is a share of the mean diagonal.
     """
-    required(c_in, "c_in", "svd-llm-v2")
-    assert c_in is not None
-    return two_sided(w, whiten(c_in, DAMPING if damping is None else damping, "c_in"), None)
+
+    damping: float = 0.0
+    needs: ClassVar[tuple[str, ...]] = ("moment",)
+
+    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+        return two_sided(w, whiten(required(site.moment, "moment", "svd-llm-v2"), self.damping, "moment"), None)

@@ -28,9 +28,3 @@ def two_sided(w: Matrix, into: Whitening | None, out: Whitening | None) -> Facto
     b = u if out is None else out.undo(u.T).T
     a = v if into is None else into.undo(v)
     return balanced(b.contiguous(), a, energy, rank)
-
-
-def required(metric: object, name: str, method: str) -> None:
-    """Raises InputError where a method was not given a metric that it needs."""
-    if metric is None:
-        raise InputError(f"The method {method} needs {name}, and none was given.")

@@ -56,10 +56,21 @@ def whiten(metric: Metric, damping: float, name: str = "metric") -> Whitening:
         factor, info = torch.linalg.cholesky_ex(c)
         if int(info) == 0:
             return Whitening(factor, None)
+    values, vectors = _kept(c)
+    return Whitening(vectors * values.sqrt(), (vectors / values.sqrt()).T)
+
+
+def spectrum(metric: Metric, name: str = "metric") -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues above the cut, falling [p], and their eigenvectors [n, p]; errors as `whiten`."""
+    if isinstance(metric, Whitening):
+        metric = metric.factor @ metric.factor.T
+    return _kept(symmetric(metric, 0.0, name))
+
+
+def _kept(c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     values, vectors = eigh(c)
     keep = values > max(CUT * float(values[-1]), 0.0)
-    values, vectors = values[keep].flip(0), vectors[:, keep].flip(1)
-    return Whitening(vectors * values.sqrt(), (vectors / values.sqrt()).T)
+    return values[keep].flip(0), vectors[:, keep].flip(1)
 
 
 def symmetric(metric: Matrix, damping: float, name: str) -> torch.Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edge_svd.allocate import allocation
 from edge_svd.calibrate.statistics import Statistics, cache_key
 from edge_svd.errors import BudgetError, InputError
 from edge_svd.export.documents import context_length
@@ -97,9 +96,7 @@ def front(
     context = context_length(opened.architecture, planning.context)
     if evaluation is not None and window > context:
         raise InputError(f"A window of {window} tokens is longer than the bundle's context of {context}; lower one.")
-    statistics, calibration_text = run_calibration(
-        opened, calibration, gradients=allocation(planning.allocation).needs_gradient
-    )
+    statistics, calibration_text = run_calibration(opened, calibration, extras=planning.extras)
     inputs = _inputs(opened, statistics, planning, context)
     if out is not None:
         refuse_other_front(out, inputs, force)

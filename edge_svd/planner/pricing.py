@@ -98,8 +98,8 @@ def _cut_off(context: SiteContext, factored: Sequence[Candidate], share: float) 
     """Loss in the metric and error of the int8 factors whose bytes are nearest to that share of the dense matrix's."""
     dense = weight_bytes(context.site.shape, SiteFormat("int8"))
     nearest = min(factored, key=lambda c: abs(c.bytes - share * dense))
-    kept = context.components.order[: nearest.format.k8]
-    f = context.factorization
+    view = context.at(nearest.format.rank)
+    kept, f = view.components.order[: nearest.format.k8], view.factorization
     error = context.weight - product(round_components(f.b[:, kept], f.a[kept], 8))
     return quadratic(error, context.c_in, context.c_out), Narrow.of(error)
 

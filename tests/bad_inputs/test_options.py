@@ -68,7 +68,7 @@ def test_unknown_models(model: str, made: Made, out: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--method", "nope", "io-svd, svd, svd-llm, svd-llm-v2"),
+        ("--method", "nope", "asvd, asvd-iii, fwsvd, io-svd"),
         ("--allocation", "nope", "second-order"),
         ("--candidates", "low-rank,int3", "int8"),
         ("--candidates", "", "int8"),

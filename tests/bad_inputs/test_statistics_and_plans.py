@@ -40,7 +40,7 @@ def test_interrupted_statistics_are_not_continued_with_another_text(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("edge_svd.calibrate.run.add_gradients", stop)
+        patch.setattr("edge_svd.calibrate.extras.add_gradients", stop)
         begun = edge_svd("calibrate", made.model, "-o", tmp_path / "continued", *made.calibration)
         begun.refused(1, "Interrupted")
     other = tmp_path / "other.txt"

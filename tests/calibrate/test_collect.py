@@ -132,7 +132,7 @@ def test_gradients_match_autograd() -> None:
     architecture = architecture_of(model.config)
     sites = sites_of(architecture)
     found = {site.name: torch.zeros(site.shape) for site in inner_sites(sites)}
-    add_gradients(model, architecture, sites, found, windows[0])
+    add_gradients(model, architecture, sites, lambda site, slope: found[site.name].add_(slope), windows[0])
     model.requires_grad_(True)
     logits = model(input_ids=windows).logits[0]
     torch.nn.functional.cross_entropy(logits[:-1], windows[0, 1:], reduction="sum").backward()
@@ -232,11 +232,46 @@ def test_first_order_scores_come_when_they_are_asked_for(tmp_path: Path) -> None
     model, windows = tiny(), ids_of(3)
     architecture, key = architecture_of(model.config), key_of(model, windows)
     site = next(site for site in sites_of(architecture) if site.type == "up")
-    lean = calibrate(model, architecture, windows, key, tmp_path / "s", Estimator(), gradients=False)
-    with pytest.raises(InputError, match="no first-order scores"):
+    lean = calibrate(model, architecture, windows, key, tmp_path / "s", Estimator(), extras=())
+    with pytest.raises(InputError, match="hold no gradients"):
         lean.gradient(site)
     before = lean.c_out(site)
     added = calibrate(model, architecture, windows, key, tmp_path / "s", Estimator())
     whole = calibrate(model, architecture, windows, key, tmp_path / "whole", Estimator())
     assert torch.equal(added.gradient(site), whole.gradient(site)) and bool(whole.gradient(site).any())
     assert torch.equal(added.c_out(site), before) and torch.equal(whole.c_out(site), before)
+    assert torch.equal(added.moment(site), whole.moment(site)) and torch.equal(added.fisher(site), whole.fisher(site))
+    with pytest.raises(InputError, match=r"Unknown.*'nonsense'.*activations, gradients, fisher"):
+        calibrate(model, architecture, windows, key, tmp_path / "s", Estimator(), extras=("nonsense",))
+
+
+def test_plain_moments_sizes_and_fisher_rows_against_a_loop(tmp_path: Path) -> None:
+    """Inputs of all tokens alike, and a window's squared slopes, one window after the other."""
+    model, windows = tiny(), ids_of(9)
+    architecture, key = architecture_of(model.config), key_of(model, windows)
+    statistics = calibrate(
+        model, architecture, windows, key, tmp_path / "s", Estimator(), extras=("activations", "fisher")
+    )
+    assert not statistics.has("gradients")
+    measured, held = split(len(windows))
+    for site in inner_sites(sites_of(architecture)):
+        seen: list[torch.Tensor] = []
+        handle = model.get_submodule(site.name).register_forward_pre_hook(lambda _, a, seen=seen: seen.append(a[0][0]))
+        with torch.no_grad():
+            for row in measured:
+                model(input_ids=windows[row : row + 1])
+        handle.remove()
+        x = torch.cat(seen).double()
+        torch.testing.assert_close(statistics.moment(site), x.T @ x / len(x), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(statistics.magnitude(site), x.abs().mean(0), rtol=1e-4, atol=1e-6)
+    model.requires_grad_(True)
+    rows: dict[str, torch.Tensor] = {}
+    for row in held:
+        model.zero_grad()
+        logits = model(input_ids=windows[row : row + 1]).logits[0]
+        torch.nn.functional.cross_entropy(logits[:-1], windows[row, 1:], reduction="sum").backward()
+        for site in inner_sites(sites_of(architecture)):
+            square = model.get_submodule(site.name).weight.grad.double().square().sum(1) / len(held)
+            rows[site.name] = rows.get(site.name, 0) + square
+    for site in inner_sites(sites_of(architecture)):
+        torch.testing.assert_close(statistics.fisher(site), rows[site.name], rtol=1e-3, atol=1e-9)

@@ -11,10 +11,10 @@ import torch
 
 from edge_svd.allocate import allocation
 from edge_svd.compress import rounded_components
-from edge_svd.decompose import decompose
+from edge_svd.decompose import Metrics, decompose
 from edge_svd.formats import SiteFormat
 from edge_svd.planner.components import component_table
-from edge_svd.planner.generators.low_rank import from_table
+from edge_svd.planner.generators.low_rank import from_tables
 from edge_svd.quantize.components import round_components
 
 M, N = 48, 80
@@ -27,15 +27,17 @@ def context(method: str, strategy: str, rank_deficient: bool = False) -> Any:
     x *= np.exp(rng.standard_normal(N))[:, None]
     weight = torch.from_numpy(rng.standard_normal((M, N))).float()
     c_in, c_out = torch.from_numpy(x @ x.T / 400), torch.from_numpy(g @ g.T / 300)
-    return SimpleNamespace(
+    made = SimpleNamespace(
         weight=weight,
         w=weight.double(),
         c_in=c_in,
         c_out=c_out,
         gradient=torch.from_numpy(rng.standard_normal((M, N))),
         strategy=allocation(strategy),
-        factorization=decompose(method)(weight.double(), c_in, c_out),
+        factorization=decompose(method)(weight.double(), Metrics(c_in, c_out)),
     )
+    made.at = lambda rank: made
+    return made
 
 
 def price(error: torch.Tensor, c: Any) -> float:
@@ -89,7 +91,8 @@ def test_first_order_orders_by_the_gradient() -> None:
 
 
 def test_candidates_fall_in_loss_with_rank_and_stay_below_dense() -> None:
-    found = from_table(component_table(context("io-svd", "second-order")), (M, N))
+    table = component_table(context("io-svd", "second-order"))
+    found = from_tables(lambda _: table, (M, N))
     assert found and all(c.bytes < M * N + 2 * M for c in found)
     for mix in ((0, 0), (16, 0)):
         losses = [c.loss for c in found if (c.format.k16, c.format.k4) == mix]
@@ -102,7 +105,7 @@ def test_a_mix_of_precisions_loses_what_is_predicted(k4: int, k8: int, k16: int)
     c.components = component_table(c)
     fmt = SiteFormat("low-rank", k8, k16, k4)
     # A matrix so small has 4-bit factors of every rank below break-even, and others only of some.
-    listed = {found.format: found.loss for found in from_table(c.components, (M, 10 * N))}
+    listed = {found.format: found.loss for found in from_tables(lambda _: c.components, (M, 10 * N))}
     parts = rounded_components(c, fmt)
     made = sum((b.double() * scale.double()) @ a[:, :N].double() for b, a, scale in parts.values())
     assert {bits: len(scale) for bits, (_, _, scale) in parts.items()} == {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rounding_metrics import metric, weights
 
-from edge_svd.decompose import decompose
+from edge_svd.decompose import Metrics, decompose
 from edge_svd.errors import Failure
 from edge_svd.formats import SiteFormat, tensors
 from edge_svd.planner.loss import quadratic
@@ -26,7 +26,7 @@ def rounded(fmt: SiteFormat) -> tuple[float, float, float, float]:
     inputs, outputs = InputFactor.of(c_in), unit_factor(c_out)
 
     def factors_of(error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = decompose("io-svd")(error, c_in, c_out)
+        found = decompose("io-svd")(error, Metrics(c_in, c_out))
         return found.b, found.a
 
     made, factors = round_corrected(w, inputs, outputs, factors_of, fmt)

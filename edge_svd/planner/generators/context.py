@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,6 +56,18 @@ class SiteContext:
         return self.statistics.c_out(self.site)
 
     @cached_property
+    def moment(self) -> torch.Tensor:
+        return self.statistics.moment(self.site)
+
+    @property
+    def magnitude(self) -> torch.Tensor:
+        return self.statistics.magnitude(self.site)
+
+    @property
+    def fisher(self) -> torch.Tensor:
+        return self.statistics.fisher(self.site)
+
+    @cached_property
     def damped_in(self) -> torch.Tensor:
         return damped(self.c_in)
 
@@ -80,11 +93,21 @@ class SiteContext:
 
     def decomposed(self, matrix: torch.Tensor) -> Factorization:
         """A matrix [m, n] in the place of this one, by the same method."""
-        return decompose(self.method)(matrix, self.c_in, self.c_out)
+        return decompose(self.method)(matrix, self)
 
     @cached_property
     def components(self) -> ComponentTable:
         return component_table(self)
+
+    def at(self, rank: int) -> SiteContext:
+        """This matrix with the factors and components that a truncation to `rank` keeps a prefix of."""
+        found = self.factorization.at(rank)
+        if found is self.factorization:
+            return self
+        view = copy(self)
+        view.__dict__.pop("components", None)
+        view.__dict__["factorization"] = found
+        return view
 
 
 GENERATORS: Registry[Callable[[SiteContext], list[Candidate]]] = Registry("candidate kind")

@@ -7,6 +7,8 @@ is cut off.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from edge_svd.formats import ALIGNMENT, LOW_BLOCK, SiteFormat, weight_bytes
@@ -24,10 +26,10 @@ def low_rank(context: SiteContext) -> list[Candidate]:
     """Factor pairs of 4-bit, int8 and 16-bit rank components, cheaper than the dense int8 matrix."""
     if context.roles:
         return []
-    return list(from_table(context.components, context.site.shape))
+    return from_tables(lambda rank: context.at(rank).components, context.site.shape)
 
 
-def from_table(table: ComponentTable, shape: tuple[int, int]) -> list[Candidate]:
+def from_tables(table_of: Callable[[int], ComponentTable], shape: tuple[int, int]) -> list[Candidate]:
     """Candidates at every aligned rank below the break-even with dense int8, at most the matrix's own rank."""
     dense = weight_bytes(shape, SiteFormat("int8"))
     found = []
@@ -39,6 +41,7 @@ def from_table(table: ComponentTable, shape: tuple[int, int]) -> list[Candidate]
         sized = [(fmt, size) for fmt, size in sized if size < dense]
         if not sized:
             break
+        table = table_of(rank)
         handover = table.handover(rank)
         by_cost = torch.argsort(table.rounding[:rank], descending=True, stable=True)
         fine, coarse = (torch.cumsum(costs[by_cost], 0) for costs in (table.rounding, table.coarse))

@@ -33,10 +33,10 @@ def pivoted(context: SiteContext) -> list[Candidate]:
     if not sides:
         return []
     kind = min(sides, key=lambda side: sides[side])
-    table, found = context.components, []
+    found = []
     for rank in ranks:
         if _possible(context, kind, rank):
-            fmt = SiteFormat(kind, rank)
+            fmt, table = SiteFormat(kind, rank), context.at(rank).components
             loss, score = float(table.truncation[rank]) + sides[kind], float(table.score[rank]) + sides[kind]
             found.append(Candidate(fmt, weight_bytes(context.site.shape, fmt), loss, score))
     return found
@@ -44,8 +44,8 @@ def pivoted(context: SiteContext) -> list[Candidate]:
 
 def rounded(context: SiteContext, fmt: SiteFormat) -> Pivoted:
     """The parts that ship in this format."""
-    kept = context.components.order[: fmt.rank]
-    f = context.factorization
+    view = context.at(fmt.rank)
+    kept, f = view.components.order[: fmt.rank], view.factorization
     b, a = f.b[:, kept].double(), f.a[kept].double()
     return round_pivoted(context.w, b, a, context.damped_in, context.damped_out, columns=fmt.kind == "column-pivoted")
 
@@ -60,5 +60,5 @@ def _rounding(context: SiteContext, fmt: SiteFormat) -> float:
     """What rounding, of the numbers and of what passes between them, adds to the truncation's loss."""
     parts = rounded(context, fmt)
     total = quadratic(context.weight - parts.matrix(), context.c_in, context.c_out)
-    extra = total - float(context.components.truncation[fmt.rank])
+    extra = total - float(context.at(fmt.rank).components.truncation[fmt.rank])
     return max(extra, 0.0) + handover_loss(parts.handover, parts.weight)

@@ -1,0 +1,127 @@
+"""Statistics that only some methods and allocations look at, each taken when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edge_svd.architectures import Architecture, Site, sites_of
+from edge_svd.calibrate.collect import add_gradients, inner_sites, running_in
+from edge_svd.calibrate.shards import save_shards
+from edge_svd.calibrate.statistics import ACTIVATIONS, EXTRAS, FISHER, GRADIENTS
+from edge_svd.errors import Failure, InputError
+from edge_svd.kernels.symmetric import SymmetricAccumulator
+
+Tick = Callable[[int], None]
+
+
+def missing(out: Path, wanted: Collection[str]) -> list[str]:
+    """Those of `wanted` that a statistics folder does not hold yet; InputError on an unknown one."""
+    for extra in wanted:
+        if extra not in EXTRAS:
+            raise InputError(f"Unknown kind of statistics {extra!r}; known: {', '.join(EXTRAS)}.")
+    return [extra for extra in EXTRAS if extra in wanted and not (out / extra).exists()]
+
+
+def count_windows(asked: Collection[str], measured: int, held: int) -> int:
+    """How many windows taking these runs over."""
+    return measured * (ACTIVATIONS in asked) + held * (GRADIENTS in asked or FISHER in asked)
+
+
+def take(
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    parts: tuple[Sequence[int], Sequence[int]],
+    out: Path,
+    precision: str,
+    asked: Collection[str],
+    progress: Tick,
+) -> None:
+    """Run the model over the windows [count, window] of moments and of gradients (`parts`) and write what is asked.
+
+    Failure on NaN or Inf, naming the site; disk full.
+    """
+    measured, held = parts
+    if ACTIVATIONS in asked:
+        _activations(model, architecture, windows[list(measured)], out, precision, progress)
+        progress(len(measured))
+    slopes = [extra for extra in (GRADIENTS, FISHER) if extra in asked]
+    if slopes:
+        before = len(measured) * (ACTIVATIONS in asked)
+        _slopes(model, architecture, windows[list(held)], out, precision, slopes, lambda done: progress(before + done))
+        progress(before + len(held))
+
+
+def _activations(
+    model: Any, architecture: Architecture, windows: torch.Tensor, out: Path, precision: str, progress: Tick
+) -> None:
+    readers = {site.input: site for site in reversed(inner_sites(sites_of(architecture)))}
+    moments = {name: SymmetricAccumulator(site.shape[1]) for name, site in readers.items()}
+    sizes = {name: torch.zeros(site.shape[1]) for name, site in readers.items()}
+    body = model.get_submodule(architecture.layout.body)
+
+    def seen(site: Site, x: torch.Tensor) -> None:
+        if not torch.isfinite(x.sum()):
+            raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
+        moments[site.input].add(x)
+        sizes[site.input] += x.float().abs().sum(0)
+
+    with _reading(model, list(readers.values()), seen), torch.inference_mode(), running_in(precision):
+        for done, ids in enumerate(windows):
+            progress(done)
+            body(input_ids=ids[None], use_cache=False)
+    tokens = float(windows.numel())
+
+    def finished(name: str) -> torch.Tensor:
+        kind, _, key = name.partition(".")
+        return (moments.pop(key).buffer if kind == "in" else sizes[key]) / tokens
+
+    save_shards(out / ACTIVATIONS, [f"{kind}.{key}" for key in readers for kind in ("in", "size")], finished)
+
+
+@contextmanager
+def _reading(model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor], None]) -> Iterator[None]:
+    """Calls seen(site, x [tokens, n]) before every one of these matrices multiplies its input."""
+
+    def watch(site: Site) -> Callable[..., None]:
+        return lambda _, arguments: seen(site, arguments[0].flatten(0, -2))
+
+    handles = [model.get_submodule(site.name).register_forward_pre_hook(watch(site)) for site in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _slopes(
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    out: Path,
+    precision: str,
+    asked: Collection[str],
+    progress: Tick,
+) -> None:
+    sites = sites_of(architecture)
+    inner = inner_sites(sites)
+    gradients = {site.name: torch.zeros(site.shape) for site in inner}
+    fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64) for site in inner}
+
+    def of_window(site: Site, slope: torch.Tensor) -> None:
+        gradients[site.name] += slope
+        fisher[site.name] += slope.square().sum(1, dtype=torch.float64)
+
+    for done, ids in enumerate(windows):
+        progress(done)
+        add_gradients(model, architecture, sites, of_window, ids, precision)
+    tokens = len(windows) * (windows.shape[1] - 1)
+    if FISHER in asked:
+        save_shards(out / FISHER, list(fisher), lambda name: fisher[name] / len(windows))
+    if GRADIENTS in asked:
+        save_shards(out / GRADIENTS, list(gradients), lambda name: (gradients.pop(name) / tokens).to(torch.bfloat16))

@@ -1,0 +1,31 @@
+"""`fwsvd`: SVD with rows weighted by their Fisher information."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix
+from edge_svd.decompose.metrics import Measured, scaling, weights_of
+from edge_svd.decompose.registry import DECOMPOSITIONS
+from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.whitening import Whitening
+
+
+@DECOMPOSITIONS.register("fwsvd")
+@dataclass(frozen=True)
+class Fwsvd:
+    """FWSVD: least ‖D (W - BA)‖_F, D² the Fisher information of each row.
+
+    Hsu et al. 2022 (arXiv 2207.00112), eq. 6: SVD of D W, undone with D⁻¹; D² are the row sums of E[(∂L/∂W)²]. Rows of
+    no information, which the paper does not speak of, count a millionth of the largest D.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("fisher",)
+
+    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+        rows = as_matrix(w, "w").shape[0]
+        d = scaling(weights_of(site.fisher, rows, "fisher", "fwsvd").sqrt())
+        return two_sided(w, None, Whitening(torch.diag(d), torch.diag(1 / d)))
