@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from edge_svd import __version__
-from edge_svd.commands import fitting, looking, stepwise, using
+from edge_svd.commands import comparing, fitting, looking, stepwise, using
 from edge_svd.commands.output import run_app
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command()(stepwise.compress)
 app.command()(stepwise.export)
 app.command(name="eval")(using.evaluate)
 app.command()(fitting.front)
+app.command()(comparing.compare)
 app.command()(using.run)
 app.command()(using.chat)
 app.command()(using.bench)

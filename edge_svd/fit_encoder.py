@@ -108,7 +108,7 @@ def _check_encoder(targets: Targets, planning: Planning) -> None:
         raise InputError("--refine, --rotate and --tune are for models that write text; leave them out for an encoder.")
     if planning.kv_cache not in (AUTO, EXACT):
         raise InputError("An encoder has no KV cache; leave --kv-cache out.")
-    if allocation(planning.allocation).needs_gradient:
+    if allocation(planning.allocation).needs:
         raise InputError(f"The allocation {planning.allocation} is for models that write text; choose second-order.")
     if set(decompose(planning.method).needs) - {"moment"}:
         raise InputError(f"The method {planning.method} is for models that write text; choose io-svd.")

@@ -93,3 +93,22 @@ def targets_of(options: Mapping[str, Any]) -> Targets:
     if size_bytes is None and ram_bytes is None:
         raise InputError("A plan needs to know the size: give --size, --ram, a --device, or a --recipe with one.")
     return Targets(size_bytes, ram_bytes, options.get("min_decode_tps"), options.get("min_prefill_tps"))
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """Names with commas between them; what follows a comma belongs to the name before where it is PARAMETER=VALUE."""
+    found: list[str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if found and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        elif part:
+            found.append(part)
+    return tuple(dict.fromkeys(found))
+
+
+def ratios_of(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them; InputError on anything else."""
+    try:
+        return tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise InputError(f"--ratios {text!r} must be numbers with commas between them, like 0.8,0.6.") from None

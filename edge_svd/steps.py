@@ -14,6 +14,7 @@ import torch
 from edge_svd.allocate import allocation
 from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import Estimator
+from edge_svd.calibrate.cotangents import ESTIMATORS
 from edge_svd.calibrate.generate import has_bfloat16
 from edge_svd.calibrate.passages import PassageText, passages_from
 from edge_svd.calibrate.run import calibrate, statistics_key
@@ -54,6 +55,9 @@ WORTHWHILE = 0.1
 ENCODER_LOSS = "1 - cosine"
 """What stands for the KL in plans of encoders: of the embeddings to the dense model's, mean over passages."""
 
+MOST_PASSES = 256
+"""Backward passes a window that anyone would wait for."""
+
 SECONDS_A_STEP = 2.0
 """What a step counts as when minutes become steps: SmolLM2 with windows of 512 on two cores."""
 
@@ -76,6 +80,15 @@ def steps_of(minutes: float) -> int:
 def fast_precision() -> str:
     """bfloat16 where the processor multiplies it in hardware: calibration there takes half the time."""
     return "bfloat16" if has_bfloat16() else "float32"
+
+
+def estimator_of(text: str) -> Estimator:
+    """`sampled:N` (N draws a position) or `top-k:K` (the K most probable tokens); InputError on anything else."""
+    kind, _, number = text.partition(":")
+    if kind in ESTIMATORS and number.isascii() and number.isdigit() and 0 < int(number) <= MOST_PASSES:
+        made, passes = Estimator(kind=kind, precision=fast_precision()), int(number)
+        return replace(made, samples=passes) if kind == "sampled" else replace(made, k=passes)
+    raise InputError(f"--curvature {text!r} must be sampled:N or top-k:K, with N or K from 1 to {MOST_PASSES}.")
 
 
 @dataclass(frozen=True)
@@ -126,8 +139,7 @@ class Planning:
     @property
     def extras(self) -> set[str]:
         """The statistics beyond the moments that method and allocation look at."""
-        needs = ("gradient",) if allocation(self.allocation).needs_gradient else ()
-        return extras_of((*decompose(self.method).needs, *needs))
+        return extras_of((*decompose(self.method).needs, *allocation(self.allocation).needs))
 
     def check(self) -> None:
         """InputError on an unknown method, allocation, candidate kind or device, before any work is done."""

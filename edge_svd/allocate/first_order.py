@@ -20,9 +20,9 @@ def sensitivity(factorization: Factorization, gradient: torch.Tensor) -> torch.T
 class FirstOrder:
     """Prune by the first-order change of the calibration loss per byte."""
 
-    same_ratio = False
+    rule = None
     in_kl = False
-    needs_gradient = True
+    needs: tuple[str, ...] = ("gradient",)
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.argsort(sensitivity(factorization, site.gradient), descending=True, stable=True)

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-
-from edge_svd.allocate.strategy import ALLOCATIONS, HasGradient
-from edge_svd.decompose import Factorization
+from edge_svd.allocate.by_kl import ByKl
+from edge_svd.allocate.strategy import ALLOCATIONS
 
 
-class SecondOrder:
+class SecondOrder(ByKl):
     """Prune by predicted KL per byte (half a squared singular value of the two-sided metric)."""
 
-    same_ratio = False
-    in_kl = True
-    needs_gradient = False
-
-    def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
-        return torch.arange(len(factorization.energy))
-
-    def tail(
-        self, factorization: Factorization, order: torch.Tensor, truncation: torch.Tensor, site: HasGradient
-    ) -> torch.Tensor:
-        return truncation
-
-    def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
-        return loss
+    rule = None
 
 
 ALLOCATIONS.register("second-order")(SecondOrder())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 import torch
 
+from edge_svd.allocate.field import Field
 from edge_svd.decompose import Factorization
 from edge_svd.registry import Registry
+
+Rule: TypeAlias = Callable[[Field, int], list[int] | None]
 
 
 class HasGradient(Protocol):
@@ -18,16 +22,19 @@ class HasGradient(Protocol):
 
 
 class Strategy(Protocol):
-    """Orders the components of a matrix and prices its candidates; the planner then minimises the total price.
+    """Orders the components of a matrix and prices its options; then options are chosen for all matrices at once.
 
-    `same_ratio` strategies do not trade between matrices: every matrix keeps the same share of its parameters.
-    `in_kl`: the price is the predicted KL itself, so corrections of predictions apply to it.
-    `needs_gradient`: it looks at ∂L/∂W, which calibration collects in a pass of its own.
+    `rule`: picks an option for every matrix, together within a budget, or says None where nothing fits. Strategies
+    without one take the least total price, which the planner's solver finds. `in_kl`: the price is the predicted KL
+    itself, so corrections of predictions apply to it. `needs`: the statistics that it looks at beyond the metrics
+    (`decompose.Measured`).
     """
 
-    same_ratio: bool
     in_kl: bool
-    needs_gradient: bool
+    needs: tuple[str, ...]
+
+    @property
+    def rule(self) -> Rule | None: ...
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         """Component numbers [r], most valuable first; a rank k keeps the first k."""

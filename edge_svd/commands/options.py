@@ -26,6 +26,9 @@ Sources = Annotated[
         help="Text file, .jsonl of prompts, hub:DATASET or self; SRC:WEIGHT; repeatable. Default: self.",
     ),
 ]
+Curvature = Annotated[
+    str, typer.Option("--curvature", help="How the output metric is estimated: sampled:N draws, or top-k:K tokens.")
+]
 Windows = Annotated[int, typer.Option("--calibration-windows", min=1, help="Calibration windows.")]
 Window = Annotated[int, typer.Option("--calibration-window", min=2, help="Tokens a calibration window.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of everything that draws.")]

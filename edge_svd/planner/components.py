@@ -11,6 +11,7 @@ from edge_svd.allocate import Strategy
 from edge_svd.allocate.strategy import HasGradient
 from edge_svd.decompose import Factorization
 from edge_svd.planner.activations import handover_loss
+from edge_svd.planner.loss import quadratic
 from edge_svd.quantize.components import round_components
 from edge_svd.quantize.rows import LIMITS
 
@@ -71,14 +72,7 @@ def component_table(context: Decomposed) -> ComponentTable:
     b, a = f.b[:, order].float(), f.a[order].float()
     c_out, c_in = context.c_out.float(), context.c_in.float()
     cb, ca = c_out @ b, a @ c_in
-    overlap = ((b.T @ cb) * (ca @ a.T)).double()
-    # tail[k] = ½ Σ_{i, j ≥ k} overlap: the loss of dropping everything from k on, cross terms included.
-    tail = 0.5 * overlap.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
-    # What the factors leave out of W (directions a singular metric cannot see) costs nothing in that metric, but a
-    # method with another metric may be asked about it here.
-    rest = context.weight - (f.b @ f.a).float()
-    base = max(0.5 * float(((c_out @ rest) * (rest @ c_in)).sum(dtype=torch.float64)), 0.0)
-    truncation = torch.cat([tail, tail.new_zeros(1)]) + base
+    truncation = _truncation(context, b, a, cb, ca)
     rounding, coarse = (_rounding_loss(b, a, cb, ca, c_out, c_in, bits) for bits in (8, 4))
     # A 16-bit step is 256 times finer, its loss 65,536 times smaller.
     gain = rounding * (1 - 2.0**-16)
@@ -87,6 +81,26 @@ def component_table(context: Decomposed) -> ComponentTable:
     weight = (b * cb).sum(0).clamp_min(0) / torch.where(peak > 0, peak, 1.0).square()
     score = context.strategy.tail(f, order, truncation, context)
     return ComponentTable(order, truncation, score, rounding, coarse, gain, spread, weight)
+
+
+def truncation_losses(context: Decomposed, order: torch.Tensor) -> torch.Tensor:
+    """Predicted KL [r + 1] of keeping the first k components in that order, nats per token."""
+    f = context.factorization
+    b, a = f.b[:, order].float(), f.a[order].float()
+    return _truncation(context, b, a, context.c_out.float() @ b, a @ context.c_in.float())
+
+
+def _truncation(
+    context: Decomposed, b: torch.Tensor, a: torch.Tensor, cb: torch.Tensor, ca: torch.Tensor
+) -> torch.Tensor:
+    overlap = ((b.T @ cb) * (ca @ a.T)).double()
+    # tail[k] = ½ Σ_{i, j ≥ k} overlap: the loss of dropping everything from k on, cross terms included.
+    tail = 0.5 * overlap.flip(0, 1).cumsum(0).cumsum(1).diagonal().flip(0).clamp_min(0)
+    # What the factors leave out of W (directions a singular metric cannot see) costs nothing in that metric, but a
+    # method with another metric may be asked about it here.
+    f = context.factorization
+    base = quadratic(context.weight - (f.b @ f.a).float(), context.c_in, context.c_out)
+    return torch.cat([tail, tail.new_zeros(1)]) + base
 
 
 def _rounding_loss(

@@ -8,13 +8,13 @@ from dataclasses import replace
 from edge_svd.allocate import allocation
 from edge_svd.errors import BudgetError, InputError
 from edge_svd.formats import WHOLE_PASS, SiteFormat
+from edge_svd.planner.by_rule import solve_by_rule
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.draft import Draft, SizeOf, price
 from edge_svd.planner.knapsack.one_limit import Solution, solve
 from edge_svd.planner.limits import FILE, FUNCTIONS_MATTER
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.refusal import out_of_reach
-from edge_svd.planner.same_ratio import solve_same_ratio
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits
@@ -48,9 +48,9 @@ def make_plan(
     draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
     if not targets.resident:
         return _smallest_graph(draft) if (targets.file_bytes or 0) < FUNCTIONS_MATTER else _within_size(draft)
-    if allocation(survey.allocation).same_ratio:
+    if allocation(survey.allocation).rule is not None:
         raise InputError(
-            f"The allocation {survey.allocation} keeps one ratio in every matrix and can aim at a --size alone; "
+            f"The allocation {survey.allocation} has its own rule for every matrix and can aim at a --size alone; "
             "choose another for --ram and --min-decode-tps."
         )
     return within_limits(draft)
@@ -141,7 +141,7 @@ def _filled(draft: Draft, costs: Sequence[Sequence[int]], best: Plan) -> Plan:
     with different functions it can miss the target by those; among plans with the same ones it cannot.
     """
     target, survey = draft.targets.file_bytes or 0, draft.survey
-    if allocation(survey.allocation).same_ratio:
+    if allocation(survey.allocation).rule is not None:
         return best
     for _ in range(ROUNDS):
         spare = target - best.file_bytes
@@ -182,6 +182,6 @@ def _function(fmt: SiteFormat) -> tuple[int, ...] | None:
 def _solve(
     survey: Survey, candidates: list[tuple[Candidate, ...]], costs: Sequence[Sequence[int]], budget: int
 ) -> Solution | None:
-    if allocation(survey.allocation).same_ratio:
-        return solve_same_ratio(survey.sites, candidates, budget)
+    if allocation(survey.allocation).rule is not None:
+        return solve_by_rule(survey.sites, candidates, survey.allocation, budget)
     return solve(costs, [[c.score for c in found] for found in candidates], budget)

@@ -1,0 +1,26 @@
+"""What strategies share that price components by their predicted KL, in the order of the decomposition."""
+
+from __future__ import annotations
+
+import torch
+
+from edge_svd.allocate.strategy import HasGradient
+from edge_svd.decompose import Factorization
+
+
+class ByKl:
+    """Components as they come, prices in predicted KL."""
+
+    in_kl = True
+    needs: tuple[str, ...] = ()
+
+    def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
+        return torch.arange(len(factorization.energy))
+
+    def tail(
+        self, factorization: Factorization, order: torch.Tensor, truncation: torch.Tensor, site: HasGradient
+    ) -> torch.Tensor:
+        return truncation
+
+    def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
+        return loss

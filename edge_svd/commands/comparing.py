@@ -1,0 +1,52 @@
+"""The command that puts published methods side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_svd.commands.options import Curvature, Force, Json, Model, Seed, Sources, Window, Windows
+from edge_svd.commands.output import Output, workstation
+
+
+def compare(
+    model: Model,
+    methods: Annotated[str, typer.Option("--methods", help="Decompositions, with commas; NAME:PARAMETER=VALUE.")],
+    ratios: Annotated[str, typer.Option("--ratios", help="Shares of the linears' parameters to keep: 0.8,0.6.")],
+    text: Annotated[list[Path], typer.Option("--text", help="Text to measure on, plain or .gz; repeatable.")],
+    allocations: Annotated[str, typer.Option("--allocations", help="Rank allocations, with commas.")] = "uniform",
+    window: Annotated[int, typer.Option("--window", min=2, help="Tokens a window.")] = 512,
+    windows: Annotated[int, typer.Option("--windows", min=1, help="Windows from the start of a text.")] = 24,
+    calibration: Sources = None,
+    calibration_windows: Windows = 128,
+    calibration_window: Window = 512,
+    curvature: Curvature = "sampled:1",
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder for compare.json and index.html.")] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Published methods at equal parameters: perplexity and KL to the dense model, fp32 factors, one calibration."""
+    workstation()
+    from edge_svd.compare.folder import refuse_other, write_folder
+    from edge_svd.compare.run import Asked
+    from edge_svd.compare.run import compare as run_compare
+    from edge_svd.fit_options import names_of, ratios_of
+    from edge_svd.models import open_model
+    from edge_svd.report.compare_table import compare_table
+    from edge_svd.steps import Calibration, estimator_of, run_calibration
+
+    asked = Asked(names_of(methods), names_of(allocations), ratios_of(ratios), tuple(text), window, windows)
+    asked.check()
+    sources = tuple(calibration or ("self",))
+    settings = Calibration(sources, calibration_windows, calibration_window, seed, estimator_of(curvature))
+    if out is not None:
+        refuse_other(out, force)
+    opened = open_model(model)
+    statistics, _ = run_calibration(opened, settings, extras=asked.extras)
+    found = run_compare(opened, statistics, asked)
+    if out is not None:
+        write_folder(out, found)
+    Output(json).result(found, lambda: compare_table(found, out))

@@ -1,0 +1,168 @@
+"""Every inner matrix of a model decomposed by one method, and priced as one allocation sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edge_svd.allocate import Field, Strategy, allocation
+from edge_svd.architectures import Site
+from edge_svd.calibrate.collect import inner_sites
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.decompose import Factorization
+from edge_svd.errors import InputError
+from edge_svd.models import OpenedModel
+from edge_svd.parallel import side_by_side
+from edge_svd.planner.by_rule import chosen
+from edge_svd.planner.components import truncation_losses
+from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.loss import quadratic
+from edge_svd.planner.views import context_of
+
+GRID = 6
+"""Ranks at which a method whose truncations are no prefixes is priced; between them in logarithms."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Priced:
+    """One matrix: components [r] in the order in which they are kept, predicted KL and the strategy's price of keeping
+    k of them [r + 1], and the signed first-order change of dropping each [r] where the strategy looks at gradients."""
+
+    order: torch.Tensor
+    loss: NDArray[np.float64]
+    score: NDArray[np.float64]
+    signed: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an allocation keeps: per matrix the components, None where it stays whole; parameters of all of them."""
+
+    kept: dict[str, torch.Tensor | None]
+    parameters: int
+    budget: int
+
+    @property
+    def ranks(self) -> dict[str, int | None]:
+        """Rank of every matrix, None where it stays whole."""
+        return {name: None if kept is None else len(kept) for name, kept in self.kept.items()}
+
+
+class Decomposed:
+    """The inner matrices of a model, each decomposed once by `method`."""
+
+    def __init__(
+        self, opened: OpenedModel, statistics: Statistics, method: str, progress: Progress = lambda done, total: None
+    ) -> None:
+        self.opened, self.statistics, self.method = opened, statistics, method
+        self.sites = inner_sites(opened.sites)
+        self.factorizations: dict[str, Factorization] = {}
+        for done, (site, found) in enumerate(zip(self.sites, side_by_side(self._decomposed, self.sites), strict=True)):
+            self.factorizations[site.name] = found
+            progress(done + 1, len(self.sites))
+
+    def _context(self, site: Site, strategy: str = "uniform") -> SiteContext:
+        module = self.opened.model.get_submodule(site.name)
+        return context_of(site, module, self.opened.architecture, self.statistics, self.method, strategy)
+
+    def _decomposed(self, site: Site) -> Factorization:
+        with torch.no_grad():
+            return self._context(site).factorization
+
+    def priced(self, name: str) -> list[Priced]:
+        """Every matrix as the allocation of that name prices it."""
+        strategy = allocation(name)
+
+        def of(site: Site) -> Priced:
+            context = self._context(site, name)
+            found = self.factorizations[site.name]
+            context.__dict__["factorization"] = found
+            with torch.no_grad():
+                return _priced(context, found, strategy)
+
+        return list(side_by_side(of, self.sites))
+
+    def choose(
+        self, name: str, ratio: float, priced: list[Priced], measured: Callable[[int, float], float] | None = None
+    ) -> Choice:
+        """What that allocation keeps of ⌊ratio · parameters⌋; a matrix at or above its break-even rank stays whole.
+
+        InputError where nothing fits, or the allocation needs what is not known.
+        """
+        field = field_of(self.sites, priced, measured)
+        budget = int(ratio * sum(field.full))
+        choice = chosen(field, name, budget)
+        if choice is None:
+            raise InputError(f"The allocation {name} cannot keep as little as {ratio:g} of the parameters.")
+        kept: dict[str, torch.Tensor | None] = {}
+        for site, row, cost, j in zip(self.sites, priced, field.cost, choice, strict=True):
+            kept[site.name] = None if j == len(cost) - 1 else row.order[:j]
+        return Choice(kept, field.spent(choice), budget)
+
+    def weights(self, choice: Choice) -> dict[str, torch.Tensor]:
+        """The matrices that the chosen components make, fp32; those that stay whole are left out."""
+
+        def product(name: str) -> torch.Tensor:
+            kept = choice.kept[name]
+            assert kept is not None
+            found = self.factorizations[name].at(len(kept))
+            return (found.b[:, kept] @ found.a[kept]).float()
+
+        names = [name for name, kept in choice.kept.items() if kept is not None]
+        return dict(zip(names, side_by_side(product, names), strict=True))
+
+
+def field_of(sites: list[Site], priced: list[Priced], measured: Callable[[int, float], float] | None = None) -> Field:
+    """Options of every matrix: k components for every k below break-even, and the whole matrix, in parameters."""
+    cost, loss, score, steps = [], [], [], []
+    for site, row in zip(sites, priced, strict=True):
+        m, n = site.shape
+        even = -(-m * n // (m + n))
+        cost.append(np.append(np.arange(even) * (m + n), m * n).astype(np.int64))
+        loss.append(np.append(row.loss[:even], 0.0))
+        score.append(np.append(row.score[:even], 0.0))
+        if row.signed is not None:
+            steps.append(np.append(row.signed[: even - 1], row.signed[even - 1 :].sum()))
+    return Field(
+        types=[site.type for site in sites],
+        full=[site.shape[0] * site.shape[1] for site in sites],
+        cost=cost,
+        loss=loss,
+        score=score,
+        signed=steps.__getitem__ if steps else None,
+        measured=measured,
+    )
+
+
+def _priced(context: SiteContext, found: Factorization, strategy: Strategy) -> Priced:
+    if found.of_rank is not None:
+        # Order and prices of a prefix mean nothing here: every rank has components of its own.
+        between = _between_ranks(context, found)
+        return Priced(torch.arange(len(found.energy)), between, between, _signed(context, found, strategy))
+    order = strategy.order(found, context)
+    loss = truncation_losses(context, order)
+    score = strategy.tail(found, order, loss, context)
+    ordered = replace(found, b=found.b[:, order], a=found.a[order])
+    return Priced(order, loss.numpy(), score.numpy(), _signed(context, ordered, strategy))
+
+
+def _signed(context: SiteContext, found: Factorization, strategy: Strategy) -> NDArray[np.float64] | None:
+    """-⟨∂L/∂W, b_r a_r⟩ for every component."""
+    if "gradient" not in strategy.needs:
+        return None
+    return -((context.gradient.T @ found.b) * found.a.T).sum(0).numpy()
+
+
+def _between_ranks(context: SiteContext, found: Factorization) -> NDArray[np.float64]:
+    """Predicted KL [r + 1] of every rank, measured at a few of them."""
+    r = len(found.energy)
+    ranks = sorted({round(r * i / GRID) for i in range(GRID)})
+    known = [quadratic(context.weight - found.truncated(rank).float(), context.c_in, context.c_out) for rank in ranks]
+    floor = max(min(known), 1e-12) * 1e-3
+    return np.exp(np.interp(np.arange(r + 1), [*ranks, r], np.log([max(loss, floor) for loss in [*known, 0.0]])))
