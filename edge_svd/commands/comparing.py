@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +42,10 @@ def compare(
     asked = Asked(names_of(methods), names_of(allocations), ratios_of(ratios), tuple(text), window, windows)
     asked.check()
     sources = tuple(calibration or ("self",))
-    settings = Calibration(sources, calibration_windows, calibration_window, seed, estimator_of(curvature))
+    # Published methods weigh all tokens alike. So does what is good here: where much is cut off, the directions of the
+    # few massive activations, to which the output hardly reacts as long as they stay, must be kept.
+    estimator = replace(estimator_of(curvature), weighted=False)
+    settings = Calibration(sources, calibration_windows, calibration_window, seed, estimator)
     if out is not None:
         refuse_other(out, force)
     opened = open_model(model)
