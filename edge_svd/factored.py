@@ -1,8 +1,15 @@
-"""A linear layer kept as two factors."""
+"""A linear layer kept as two factors, and a model with such layers in the place of its own for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
 import torch
+
+Factors: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""b [m, k] and a [k, n], fp32."""
 
 
 class FactoredLinear(torch.nn.Module):
@@ -16,3 +23,18 @@ class FactoredLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
+
+
+@contextmanager
+def factored(model: Any, factors: Mapping[str, Factors]) -> Iterator[dict[str, FactoredLinear]]:
+    """Put factors in the place of named linear modules for a while, at the cost of their ranks instead of the whole
+    matrices'; biases stay. The original modules come back untouched."""
+    originals = {name: model.get_submodule(name) for name in factors}
+    made = {name: FactoredLinear(b, a, originals[name].bias) for name, (b, a) in factors.items()}
+    try:
+        for name, module in made.items():
+            model.set_submodule(name, module)
+        yield made
+    finally:
+        for name, module in originals.items():
+            model.set_submodule(name, module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,6 +195,11 @@ def run_calibration(
         return calibrate(
             opened.model, opened.architecture, windows, key, folder, options.estimator, tick, extras=extras
         ), text
+
+
+def healing_text(opened: Opened, options: Calibration) -> Callable[[], torch.Tensor]:
+    """Gives windows of the calibration's text, int64 [count, window], when it is called; errors as `windows_from`."""
+    return lambda: torch.from_numpy(calibration_text(opened, options).ids)
 
 
 def _calibrate_encoder(opened: OpenedEncoder, text: PassageText, options: Calibration, out: Path | None) -> Statistics:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 
 from edge_svd.architectures import Architecture, norms_of
-from edge_svd.calibrate.collect import LOGIT_BLOCK, logits_of, pull_back
 from edge_svd.checkpoint import Checkpoint, save_weights
+from edge_svd.distillation import pull_towards
 from edge_svd.errors import Failure
 from edge_svd.formats import BLOCK_STEPS
 from edge_svd.loading import load
@@ -188,14 +188,7 @@ def _pull(dense: Any, student: Any, ids: torch.Tensor, architecture: Architectur
         target = dense.get_submodule(body)(input_ids=ids[None], use_cache=False).last_hidden_state[0].float()
     with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
         hidden = student.get_submodule(body)(input_ids=ids[None], use_cache=False).last_hidden_state
-    pull = torch.empty_like(hidden[0], dtype=torch.float32)
-    with torch.no_grad():
-        for start in range(0, len(ids), LOGIT_BLOCK):
-            block = slice(start, start + LOGIT_BLOCK)
-            p = torch.softmax(logits_of(dense, target[block], architecture)[0], dim=-1)
-            logits, slope = logits_of(student, hidden[0, block].float(), architecture)
-            seed = (torch.softmax(logits, dim=-1) - p) / len(ids)
-            pull[block] = pull_back(student, seed, slope, precision)
+    pull = pull_towards(dense, student, target, hidden[0], architecture, precision)
     hidden.backward(pull[None].to(hidden.dtype))
 
 

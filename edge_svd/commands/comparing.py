@@ -18,6 +18,12 @@ def compare(
     ratios: Annotated[str, typer.Option("--ratios", help="Shares of the linears' parameters to keep: 0.8,0.6.")],
     text: Annotated[list[Path], typer.Option("--text", help="Text to measure on, plain or .gz; repeatable.")],
     allocations: Annotated[str, typer.Option("--allocations", help="Rank allocations, with commas.")] = "uniform",
+    heal: Annotated[
+        str, typer.Option("--heal", help="What is done to the factors then, with commas: none, refit, refit+distil.")
+    ] = "none",
+    heal_windows: Annotated[
+        int | None, typer.Option("--heal-windows", min=1, help="Windows to heal on. Default: those of calibration.")
+    ] = None,
     window: Annotated[int, typer.Option("--window", min=2, help="Tokens a window.")] = 512,
     windows: Annotated[int, typer.Option("--windows", min=1, help="Windows from the start of a text.")] = 24,
     calibration: Sources = None,
@@ -31,15 +37,25 @@ def compare(
 ) -> None:
     """Published methods at equal parameters: perplexity and KL to the dense model, fp32 factors, one calibration."""
     workstation()
+    from edge_svd.compare.asked import Asked
     from edge_svd.compare.folder import refuse_other, write_folder
-    from edge_svd.compare.run import Asked
     from edge_svd.compare.run import compare as run_compare
     from edge_svd.fit_options import names_of, ratios_of
     from edge_svd.models import open_model
     from edge_svd.report.compare_table import compare_table
-    from edge_svd.steps import Calibration, estimator_of, run_calibration
+    from edge_svd.steps import Calibration, estimator_of, healing_text, run_calibration
 
-    asked = Asked(names_of(methods), names_of(allocations), ratios_of(ratios), tuple(text), window, windows)
+    counted = heal_windows or calibration_windows
+    asked = Asked(
+        names_of(methods),
+        names_of(allocations),
+        ratios_of(ratios),
+        tuple(text),
+        window,
+        windows,
+        names_of(heal),
+        counted,
+    )
     asked.check()
     sources = tuple(calibration or ("self",))
     # Published methods weigh all tokens alike. So does what is good here: where much is cut off, the directions of the
@@ -50,7 +66,7 @@ def compare(
         refuse_other(out, force)
     opened = open_model(model)
     statistics, _ = run_calibration(opened, settings, extras=asked.extras)
-    found = run_compare(opened, statistics, asked)
+    found = run_compare(opened, statistics, asked, healing_text(opened, replace(settings, windows=counted)))
     if out is not None:
         write_folder(out, found)
     Output(json).result(found, lambda: compare_table(found, out))

@@ -15,6 +15,7 @@ from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization
 from edge_svd.errors import InputError
+from edge_svd.factored import Factors
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.by_rule import chosen
@@ -105,17 +106,17 @@ class Decomposed:
             kept[site.name] = None if j == len(cost) - 1 else row.order[:j]
         return Choice(kept, field.spent(choice), budget)
 
-    def weights(self, choice: Choice) -> dict[str, torch.Tensor]:
-        """The matrices that the chosen components make, fp32; those that stay whole are left out."""
+    def factors(self, choice: Choice) -> dict[str, Factors]:
+        """The factors that the chosen components make, fp32; matrices that stay whole are left out."""
 
-        def product(name: str) -> torch.Tensor:
+        def of(name: str) -> Factors:
             kept = choice.kept[name]
             assert kept is not None
             found = self.factorizations[name].at(len(kept))
-            return (found.b[:, kept] @ found.a[kept]).float()
+            return found.b[:, kept].float(), found.a[kept].float()
 
         names = [name for name, kept in choice.kept.items() if kept is not None]
-        return dict(zip(names, side_by_side(product, names), strict=True))
+        return dict(zip(names, side_by_side(of, names), strict=True))
 
 
 def field_of(sites: list[Site], priced: list[Priced], measured: Callable[[int, float], float] | None = None) -> Field:

@@ -15,6 +15,10 @@ from edge_svd.errors import Failure
 from edge_svd.runtime.score import cut_windows
 
 ROWS = 128
+
+BATCH = 4
+"""Windows that pass the layers together: products of a small model use the cores better."""
+
 KL_EVERY = 4
 """The dense model's distributions are kept at every fourth position: a gigabyte less for every text, and the mean over
 24 windows moves by less than its error."""
@@ -40,30 +44,29 @@ class TextMeter:
         self.reference: list[torch.Tensor] = []
         self.dense = self.measure()
 
-    def _log_probabilities(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """(row, positions, log-probabilities [positions, vocabulary]) of every block of every window."""
+    def _logits(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(row, positions, logits [positions, vocabulary]) of every block of every window."""
         body = self.model.get_submodule(self.architecture.layout.body)
-        for row, ids in enumerate(self.windows):
+        for first in range(0, len(self.windows), BATCH):
             with torch.inference_mode():
-                states = body(input_ids=ids[None], use_cache=False).last_hidden_state[0, :-1].float()
-                for positions in torch.arange(len(states)).split(ROWS):
-                    logits = logits_of(self.model, states[positions], self.architecture)[0]
-                    yield row, positions, torch.log_softmax(logits, dim=-1)
+                hidden = body(input_ids=self.windows[first : first + BATCH], use_cache=False).last_hidden_state
+                for row, states in enumerate(hidden[:, :-1].float(), first):
+                    for positions in torch.arange(len(states)).split(ROWS):
+                        yield row, positions, logits_of(self.model, states[positions], self.architecture)[0]
 
     def measure(self) -> Loss:
         """Failure where a logit is not finite."""
-        total, divergence, compared, block = 0.0, 0.0, 0, 0
+        total, divergence, compared = 0.0, 0.0, 0
         first = not self.reference
-        for row, positions, q in self._log_probabilities():
+        for block, (row, positions, logits) in enumerate(self._logits()):
             targets = self.windows[row, positions + 1]
-            total -= float(q.gather(1, targets[:, None]).sum(dtype=torch.float64))
-            chosen = positions % KL_EVERY == KL_EVERY - 1
+            total += float((logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]).sum(dtype=torch.float64))
+            q = torch.log_softmax(logits[positions % KL_EVERY == KL_EVERY - 1], dim=-1)
             if first:
-                self.reference.append(q[chosen].to(torch.float16))
+                self.reference.append(q.to(torch.float16))
             p = self.reference[block].float()
-            divergence += float((p.exp() * (p - q[chosen])).sum(dtype=torch.float64))
+            divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
             compared += len(p)
-            block += 1
         nll = total / self.windows[:, 1:].numel()
         if not (math.isfinite(nll) and math.isfinite(divergence)):
             raise Failure("The compressed model gives NaN or Inf on this text.")

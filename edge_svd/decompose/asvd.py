@@ -9,9 +9,10 @@ import torch
 
 from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix
 from edge_svd.decompose.metrics import Measured, scaling, weights_of
-from edge_svd.decompose.registry import DECOMPOSITIONS, within
+from edge_svd.decompose.registry import DECOMPOSITIONS
 from edge_svd.decompose.two_sided import two_sided
 from edge_svd.decompose.whitening import Whitening
+from edge_svd.registry import within
 
 
 @DECOMPOSITIONS.register("asvd")

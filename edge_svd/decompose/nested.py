@@ -12,10 +12,11 @@ import torch
 
 from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix, joined
 from edge_svd.decompose.metrics import Measured
-from edge_svd.decompose.registry import DECOMPOSITIONS, within
+from edge_svd.decompose.registry import DECOMPOSITIONS
 from edge_svd.decompose.svd_llm import SvdLlm
 from edge_svd.decompose.svd_llm_v2 import SvdLlmV2
 from edge_svd.decompose.two_sided import two_sided
+from edge_svd.registry import within
 
 SHARE = 0.95
 """k₁ / k as the paper uses it; 0.80 to 0.90 is better far from the calibration text, and worse on it."""

@@ -11,10 +11,11 @@ from command_line import edge_svd
 from tiny_folder import tiny_folder, tiny_text
 
 from edge_svd.calibrate.collect import Estimator, inner_sites
+from edge_svd.compare.asked import Asked
 from edge_svd.compare.folder import refuse_other, write_folder
 from edge_svd.compare.matrices import Decomposed
 from edge_svd.compare.meter import TextMeter
-from edge_svd.compare.run import Asked, compare
+from edge_svd.compare.run import compare
 from edge_svd.compare.sensitivity import FromLayer
 from edge_svd.decompose import DECOMPOSITIONS
 from edge_svd.errors import InputError
