@@ -123,8 +123,9 @@ class Statistics:
             raise InputError(f"The statistics in {self.path} hold no {extra}; run `edge-svd calibrate` again.")
 
     def moment(self, site: Site) -> torch.Tensor:
-        """[n, n] float64, E[x xᵀ] of all tokens alike (of an encoder as `c_in`); InputError where it was not taken."""
-        if self.of_passages:
+        """[n, n] float64, E[x xᵀ] of all tokens alike: `c_in`, where that weighs them so (and of an encoder), otherwise
+        taken on its own; InputError where it was not."""
+        if self.of_passages or not self.key["estimator"]["weighted"]:
             return self.c_in(site)
         self._require(ACTIVATIONS)
         return self._symmetric(f"in.{site.input}", site.shape[1], ACTIVATIONS)

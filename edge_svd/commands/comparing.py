@@ -60,7 +60,8 @@ def compare(
     sources = tuple(calibration or ("self",))
     # Published methods weigh all tokens alike. So does what is good here: where much is cut off, the directions of the
     # few massive activations, to which the output hardly reacts as long as they stay, must be kept.
-    estimator = replace(estimator_of(curvature), weighted=False)
+    # In fp32 everywhere, so that rows agree between processors.
+    estimator = replace(estimator_of(curvature), weighted=False, precision="float32")
     settings = Calibration(sources, calibration_windows, calibration_window, seed, estimator)
     if out is not None:
         refuse_other(out, force)

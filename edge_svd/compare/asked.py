@@ -61,9 +61,10 @@ class Asked:
 
     @property
     def extras(self) -> set[str]:
-        """The statistics that its methods and allocations look at beyond the moments."""
-        needs = [need for method in self.methods for need in decompose(method).needs]
-        return extras_of([*needs, *(need for name in self.allocations for need in allocation(name).needs)])
+        """The statistics that its methods and allocations look at beyond the moments, which weigh all tokens alike."""
+        needs = {need for method in self.methods for need in decompose(method).needs}
+        needs |= {need for name in self.allocations for need in allocation(name).needs}
+        return extras_of(needs - {"moment"})
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(

@@ -117,6 +117,7 @@ class _Work:
             "budget": kept.budget,
             "ranks": kept.ranks,
             "seconds": round(seconds, 1),
+            "added": {name: found.added for name, found in made.factorizations.items() if found.added > 0},
             "texts": {},
         }
         factors = made.factors(kept)
@@ -154,8 +155,8 @@ def _result(opened: OpenedModel, statistics: Statistics, asked: Asked, texts: Se
     for cell in asked:
         row = rows.of(cell)
         choice = cell.names | {"parameters": row["parameters"]}
-        healing = row.get("healing", [])
-        choices.append(choice | {"ranks": row["ranks"], "seconds": row["seconds"], "healing": healing})
+        more = {"ranks": row["ranks"], "seconds": row["seconds"], "added": row["added"]}
+        choices.append(choice | more | {"healing": row.get("healing", [])})
         for text in texts:
             found = row["texts"][text.key]
             over = found["perplexity"] / dense[text.key]
