@@ -30,11 +30,11 @@ def parse_size(text: str) -> int:
     return int(value)
 
 
-def format_size(count: float) -> str:
-    """Bytes as a person reads them, in decimal units."""
+def format_size(count: float, digits: int = 2) -> str:
+    """Bytes as a person reads them, in decimal units, with so many digits behind the point."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(count) >= scale:
-            return f"{count / scale:.2f} {unit}"
+            return f"{count / scale:.{digits}f} {unit}"
     return f"{count:.0f} B"
 
 

@@ -112,3 +112,8 @@ def ratios_of(text: str) -> tuple[float, ...]:
         return tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
     except ValueError:
         raise InputError(f"--ratios {text!r} must be numbers with commas between them, like 0.8,0.6.") from None
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Bytes of sizes with commas between them, each as `--size` takes it; InputError on anything else."""
+    return tuple(dict.fromkeys(parse_size(part.strip()) for part in text.split(",") if part.strip()))

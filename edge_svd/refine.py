@@ -14,19 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.checkpoint import Checkpoint
 from edge_svd.compress import compressed
-from edge_svd.formats import NARROW_BLOCK
-from edge_svd.loading import dense_parts
 from edge_svd.models import OpenedModel
-from edge_svd.planner.activation_probe import rounded_inputs
 from edge_svd.planner.candidate import Candidate
-from edge_svd.planner.held_out import HeldOutKl, replaced
+from edge_svd.planner.held_out import HeldOutKl
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.survey import Survey
+from edge_svd.shipped import as_shipped
 
 GROUPS = 8
 """Groups measured on their own."""
@@ -147,18 +143,5 @@ def _corrected(prices: Survey, factors: Mapping[Group, float], strength: float) 
 
 def _measured(opened: OpenedModel, meter: HeldOutKl, checkpoint: Checkpoint, plan: Plan, names: list[str]) -> float:
     """KL to the dense model with these matrices as the checkpoint has them and their inputs rounded as at run time."""
-    sites = {site.name: site for site in opened.sites}
-    weights, blocks = {}, {}
-    for name in names:
-        parts = dense_parts(checkpoint, sites[name])
-        weights[name] = parts[0] if len(parts) == 1 else parts[0] @ parts[1]
-    for site in opened.sites:
-        if site.tied_to in weights:
-            weights[site.name] = weights[site.tied_to]
-    for site in opened.sites:
-        owner, width = site.tied_to or site.name, site.shape[1]
-        # Widths that are padded at run time keep their inputs as they are here.
-        if owner in weights and site.type != "embedding" and width % NARROW_BLOCK == 0:
-            blocks[site.name] = plan.sites[owner].format.inputs_a_block(width)
-    with torch.no_grad(), replaced(opened.model, weights), rounded_inputs(opened.model, blocks):
+    with as_shipped(opened, checkpoint, plan, names):
         return meter.measure()

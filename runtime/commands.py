@@ -1,4 +1,4 @@
-"""What the command line and other programs call: run, chat, eval, inspect.
+"""What the command line and other programs call: run, chat, eval, tasks, inspect.
 
 `verify` is in bundle, `bench` in bench.
 """
@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from edge_svd.runtime.chat import ChatTemplate
 from edge_svd.runtime.embed import Embedder
 from edge_svd.runtime.errors import BundleError, InputError
 from edge_svd.runtime.generate import generate
+from edge_svd.runtime.prefix_scorer import PrefixScorer
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.schema import EncoderInfo
 from edge_svd.runtime.score import OnWindow, Score, perplexity
 from edge_svd.runtime.session import DEFAULT_CHUNK, SINKS, Session
+from edge_svd.runtime.task_file import read_items, strided
+from edge_svd.runtime.task_score import TaskScore, score_tasks
 from edge_svd.runtime.text import read_text
 from edge_svd.runtime.tokenizer import load_tokenizer
 
@@ -196,6 +199,25 @@ def evaluate(
     _ = opened.manifest.decoder
     ids = load_tokenizer(opened).encode(content)
     return perplexity(opened, ids, window=window, windows=windows, batch=batch, threads=threads, on_window=on_window)
+
+
+def evaluate_tasks(
+    bundle: Bundle | Path | str,
+    data: Path | str,
+    *,
+    limit: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TaskScore:
+    """Accuracy of a bundle on a file of multiple-choice items, or on `limit` of them evenly spread over it.
+
+    See `task_file.read_items` for the file and `task_score.score_tasks` for the numbers; `progress(done, items)` is
+    called behind every item.
+    """
+    opened = _opened(bundle)
+    _ = opened.manifest.decoder
+    items = strided(read_items(data), limit)
+    return score_tasks(PrefixScorer(opened, threads=threads), items, progress=lambda done: progress(done, len(items)))
 
 
 def inspect(bundle: Bundle | Path | str) -> dict[str, Any]:

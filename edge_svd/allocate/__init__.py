@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edge_svd.allocate import first_order, grouped, second_order, strs, uniform, zero_sum  # noqa: F401
-from edge_svd.allocate.field import Field
+from edge_svd.allocate.field import Field, lacking
 from edge_svd.allocate.strategy import ALLOCATIONS, Strategy, allocation
 
-__all__ = ["ALLOCATIONS", "Field", "Strategy", "allocation"]
+__all__ = ["ALLOCATIONS", "Field", "Strategy", "allocation", "lacking"]

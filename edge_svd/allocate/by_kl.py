@@ -13,6 +13,8 @@ class ByKl:
 
     in_kl = True
     needs: tuple[str, ...] = ()
+    priced_as = "second-order"
+    beyond_plans = ""
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.arange(len(factorization.energy))

@@ -23,6 +23,8 @@ class FirstOrder:
     rule = None
     in_kl = False
     needs: tuple[str, ...] = ("gradient",)
+    priced_as = "first-order"
+    beyond_plans = ""
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.argsort(sensitivity(factorization, site.gradient), descending=True, stable=True)

@@ -27,11 +27,14 @@ class Strategy(Protocol):
     `rule`: picks an option for every matrix, together within a budget, or says None where nothing fits. Strategies
     without one take the least total price, which the planner's solver finds. `in_kl`: the price is the predicted KL
     itself, so corrections of predictions apply to it. `needs`: the statistics that it looks at beyond the metrics
-    (`decompose.Measured`).
+    (`decompose.Measured`). `priced_as`: the strategy that stands for all with the same order and the same prices.
+    `beyond_plans`: what it needs that a plan of bytes does not have, "" where a plan has everything.
     """
 
     in_kl: bool
     needs: tuple[str, ...]
+    priced_as: str
+    beyond_plans: str
 
     @property
     def rule(self) -> Rule | None: ...

@@ -17,9 +17,11 @@ class Strs(ByKl):
     after it goes to single steps up in forward order.
     """
 
+    beyond_plans = "perplexities measured with single matrices truncated"
+
     def rule(self, field: Field, budget: int) -> list[int] | None:
         if field.measured is None:
-            raise lacking("strs", "perplexities measured with single matrices truncated")
+            raise lacking("strs", self.beyond_plans)
         table = [[field.measured(g, ratio) for ratio in RATIOS] for g in range(len(field.full))]
 
         def at(threshold: float) -> list[int]:

@@ -20,10 +20,11 @@ class ZeroSum(ByKl):
     """
 
     needs: tuple[str, ...] = ("gradient",)
+    beyond_plans = "the signed changes of single components"
 
     def rule(self, field: Field, budget: int) -> list[int] | None:
         if field.signed is None:
-            raise lacking("zero-sum", "the signed changes of single components")
+            raise lacking("zero-sum", self.beyond_plans)
         change = [field.signed(g) for g in range(len(field.full))]
         choice = [len(cost) - 1 for cost in field.cost]
         queues: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])

@@ -15,9 +15,27 @@ from edge_svd.commands.output import Output, workstation
 def compare(
     model: Model,
     methods: Annotated[str, typer.Option("--methods", help="Decompositions, with commas; NAME:PARAMETER=VALUE.")],
-    ratios: Annotated[str, typer.Option("--ratios", help="Shares of the linears' parameters to keep: 0.8,0.6.")],
-    text: Annotated[list[Path], typer.Option("--text", help="Text to measure on, plain or .gz; repeatable.")],
+    ratios: Annotated[
+        str, typer.Option("--ratios", help="Shares of the linears' parameters to keep, fp32 factors: 0.8,0.6.")
+    ] = "",
+    sizes: Annotated[
+        str, typer.Option("--sizes", help="Bytes of the whole folder, rounded as it ships: 110MB,90MB.")
+    ] = "",
+    text: Annotated[
+        list[Path] | None, typer.Option("--text", help="Text to measure on, plain or .gz; repeatable.")
+    ] = None,
+    task: Annotated[
+        list[Path] | None,
+        typer.Option("--task", help="JSONL file of multiple-choice items, plain or .gz; repeatable."),
+    ] = None,
+    task_limit: Annotated[
+        int, typer.Option("--task-limit", min=1, help="Items of a task, evenly spread over the file.")
+    ] = 200,
     allocations: Annotated[str, typer.Option("--allocations", help="Rank allocations, with commas.")] = "uniform",
+    candidates: Annotated[
+        str | None,
+        typer.Option("--candidates", help="What plans for --sizes choose from. Default: low-rank,int8."),
+    ] = None,
     heal: Annotated[
         str, typer.Option("--heal", help="What is done to the factors then, with commas: none, refit, refit+distil.")
     ] = "none",
@@ -35,12 +53,13 @@ def compare(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Published methods at equal parameters: perplexity and KL to the dense model, fp32 factors, one calibration."""
+    """Published methods at equal parameters or equal bytes: perplexity, KL to the dense model, accuracy on tasks."""
     workstation()
-    from edge_svd.compare.asked import Asked
+    from edge_svd.compare.asked import CANDIDATES, Asked
     from edge_svd.compare.folder import refuse_other, write_folder
     from edge_svd.compare.run import compare as run_compare
-    from edge_svd.fit_options import names_of, ratios_of
+    from edge_svd.errors import InputError
+    from edge_svd.fit_options import names_of, ratios_of, sizes_of
     from edge_svd.models import open_model
     from edge_svd.report.compare_table import compare_table
     from edge_svd.steps import Calibration, estimator_of, healing_text, run_calibration
@@ -50,13 +69,19 @@ def compare(
         names_of(methods),
         names_of(allocations),
         ratios_of(ratios),
-        tuple(text),
+        tuple(text or ()),
         window,
         windows,
         names_of(heal),
         counted,
+        sizes_of(sizes),
+        CANDIDATES if candidates is None else candidates,
+        tuple(task or ()),
+        task_limit,
     )
     asked.check()
+    if candidates is not None and not asked.sizes:
+        raise InputError("--candidates says what plans for --sizes choose from; give sizes, or leave it out.")
     sources = tuple(calibration or ("self",))
     # Published methods weigh all tokens alike. So does what is good here: where much is cut off, the directions of the
     # few massive activations, to which the output hardly reacts as long as they stay, must be kept.

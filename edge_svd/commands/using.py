@@ -1,4 +1,4 @@
-"""Commands that run what was made: text, conversations, perplexity, speed."""
+"""Commands that run what was made: text, conversations, perplexity, questions with choices, speed."""
 
 from __future__ import annotations
 
@@ -116,6 +116,41 @@ def evaluate(
             target, text, window=window, windows=windows, reference=reference, threads=threads
         ).to_json()
     return Output(json).result(result, lambda: score_line(result))
+
+
+def tasks(
+    target: Annotated[str, typer.Argument(help="A bundle, the folder of a compressed checkpoint, or a model.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="JSONL file of items, plain or .gz: id, context, choices and gold a line.")
+    ],
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Take so many items, evenly spread over the file: always the same ones. Default: all.",
+        ),
+    ] = None,
+    threads: Threads = 2,
+    json: Json = False,
+) -> None:
+    """Accuracy on multiple-choice items, as lm-eval scores them, with standard errors."""
+    from edge_svd.progress import step
+    from edge_svd.report.figures import task_line
+
+    bundle = deciding_target(target)
+    if not bundle:
+        workstation()
+    with step("Answering") as tick:
+        if bundle:
+            from edge_svd.runtime.commands import evaluate_tasks as answer
+
+            result = answer(target, data, limit=limit, threads=threads, progress=tick).to_json()
+        else:
+            from edge_svd.evaluate.tasks import evaluate_tasks
+
+            result = evaluate_tasks(target, data, limit=limit, threads=threads, progress=tick).to_json()
+    return Output(json).result(result, lambda: task_line(result))
 
 
 def bench(

@@ -1,39 +1,69 @@
-"""What a comparison is asked for: methods x allocations x ratios x ways of healing, on texts."""
+"""What a comparison is asked for: methods x allocations x (ratios x ways of healing, and sizes), on texts and tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edge_svd.allocate import allocation
+from edge_svd.allocate import allocation, lacking
 from edge_svd.calibrate.statistics import extras_of
 from edge_svd.decompose import decompose
 from edge_svd.errors import InputError
+from edge_svd.files import format_size
 from edge_svd.heal import NONE, healing
+from edge_svd.planner.survey import VERSION as PRICES
+from edge_svd.planner.survey import candidate_kinds
+
+CANDIDATES = "low-rank,int8"
+"""What plans choose from where nothing else is named: a method's factors, and int8 rows where those are better."""
+
+TASK_LIMIT = 200
+"""Items of a task that are scored where nothing else is said."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One way of making a model smaller, in the names of the command line; ratio: share of the parameters kept of the
-    matrices between embedding and head; heal_windows: calibration text that healing sees."""
+    matrices between embedding and head; heal_windows: calibration text that healing sees. Or, where there is no ratio,
+    size: bytes of the whole folder, planned from those candidates and rounded as it ships."""
 
     method: str
     allocation: str
-    ratio: float
+    ratio: float | None
     heal: str = NONE
     heal_windows: int = 0
+    size: int | None = None
+    candidates: tuple[str, ...] = ()
 
     @property
-    def names(self) -> dict[str, str | float]:
-        """What tells its rows from others."""
+    def names(self) -> dict[str, Any]:
+        """What tells its kept row from others."""
+        if self.size is not None:
+            plan = {"size": self.size, "candidates": list(self.candidates), "prices": PRICES}
+            return {"method": self.method, "allocation": self.allocation, **plan}
         names = {"method": self.method, "allocation": self.allocation, "ratio": self.ratio, "heal": self.heal}
         return names if self.heal == NONE else names | {"heal_windows": self.heal_windows}
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What tells it from others in compare.json."""
+        found = {"method": self.method, "allocation": self.allocation, "ratio": self.ratio, "size": self.size}
+        found["heal"] = self.heal
+        return found if self.heal == NONE else found | {"heal_windows": self.heal_windows}
+
+    @property
+    def title(self) -> str:
+        """What progress calls it."""
+        amount = f"{self.ratio:g}" if self.size is None else format_size(self.size)
+        return f"{self.method}, {self.allocation}, {amount}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Methods x allocations x ratios x healing x texts; windows of the texts, and of the text to heal on."""
+    """Methods x allocations x (ratios x healing, and sizes in bytes) on texts and tasks; windows of the texts, and of
+    the text to heal on; candidates of the plans for sizes, as `fit` takes them; items of a task that are scored."""
 
     methods: tuple[str, ...]
     allocations: tuple[str, ...]
@@ -43,21 +73,39 @@ class Asked:
     windows: int = 24
     heals: tuple[str, ...] = (NONE,)
     heal_windows: int = 128
+    sizes: tuple[int, ...] = ()
+    candidates: str = CANDIDATES
+    tasks: tuple[Path, ...] = ()
+    task_limit: int = TASK_LIMIT
 
     def check(self) -> None:
-        """InputError on an unknown name, a ratio outside (0, 1], or nothing to compare; before any work is done."""
-        for name, found in (("method", self.methods), ("ratio", self.ratios), ("text", self.texts)):
+        """InputError on an unknown name, a ratio outside (0, 1], nothing to compare, or what plans for sizes cannot
+        do; before any work is done."""
+        for name, found in (
+            ("method", self.methods),
+            ("allocation", self.allocations),
+            ("ratio or size", (*self.ratios, *self.sizes)),
+            ("text or task", (*self.texts, *self.tasks)),
+        ):
             if not found:
                 raise InputError(f"There is no {name} to compare; name at least one.")
         for method in self.methods:
             decompose(method)
         for name in self.allocations:
-            allocation(name)
+            beyond = allocation(name).beyond_plans
+            if self.sizes and beyond:
+                raise lacking(name, beyond)
         for heal in self.heals:
             healing(heal)
+            if self.sizes and heal != NONE:
+                raise InputError(
+                    f"Healing by {heal} works on fp32 factors, and matrices at a size are rounded as they ship; "
+                    "compare it by ratio."
+                )
         for ratio in self.ratios:
             if not 0 < ratio <= 1:
                 raise InputError(f"The ratio of parameters kept must be above 0 and at most 1, not {ratio:g}.")
+        candidate_kinds(self.candidates)
 
     @property
     def extras(self) -> set[str]:
@@ -67,10 +115,11 @@ class Asked:
         return extras_of(needs - {"moment"})
 
     def __iter__(self) -> Iterator[Cell]:
-        return iter(
-            Cell(m, a, r, h, self.heal_windows)
-            for m in self.methods
-            for a in self.allocations
-            for r in self.ratios
-            for h in self.heals
-        )
+        kinds = candidate_kinds(self.candidates)
+        for method in self.methods:
+            for name in self.allocations:
+                for ratio in self.ratios:
+                    for heal in self.heals:
+                        yield Cell(method, name, ratio, heal, self.heal_windows)
+                for size in self.sizes:
+                    yield Cell(method, name, None, size=size, candidates=kinds)

@@ -43,18 +43,7 @@ def evaluate_target(
                 threads=threads,
                 progress=lambda done: tick(done, windows),
             )
-        if (Path(target) / MANIFEST).exists():
-            from transformers import AutoTokenizer
-
-            from edge_svd.loading import load
-
-            model, tokenizer = (
-                load(target),
-                AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True),
-            )
-        else:
-            opened = open_model(target)
-            model, tokenizer = opened.model, opened.tokenizer
+        model, tokenizer = torch_target(target)
         _within_positions(model, window)
         ids = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
         _same_vocabulary(dense, model.config.vocab_size)
@@ -66,6 +55,18 @@ def evaluate_target(
             reference=reference_model,
             progress=lambda done: tick(done, windows),
         )
+
+
+def torch_target(target: str) -> tuple[Any, Any]:
+    """(model, tokenizer) of a compressed checkpoint's folder or of anything that `models.open_model` opens."""
+    if (Path(target) / MANIFEST).exists():
+        from transformers import AutoTokenizer
+
+        from edge_svd.loading import load
+
+        return load(target), AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True)
+    opened = open_model(target)
+    return opened.model, opened.tokenizer
 
 
 def _within_positions(model: Any, window: int) -> None:

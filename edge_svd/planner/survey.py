@@ -71,13 +71,14 @@ def survey(
 
     With `cache`, the prices are kept beside the statistics, so that the next budget is planned in a moment.
     """
-    allocation(allocation_name)
+    # Strategies that price alike share one price list.
+    pricing = allocation(allocation_name).priced_as
     sites = tuple(site for site in sites_of(architecture) if not site.tied_to)
-    identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": allocation_name}
+    identity = {"version": VERSION, "statistics": dict(statistics.key), "method": method, "allocation": pricing}
     file = cache / f"prices-{cache_key(identity)[:16]}.json" if cache is not None else None
 
     def context(site: Site) -> SiteContext:
-        return context_of(site, model.get_submodule(site.name), architecture, statistics, method, allocation_name)
+        return context_of(site, model.get_submodule(site.name), architecture, statistics, method, pricing)
 
     if file is not None and file.exists():
         prices, corrections, activations = _from_json(read_json(file, "price list"))

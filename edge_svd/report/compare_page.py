@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from edge_svd.report.charts import DASHES, MARKERS, NARROW, WIDE, Chart, Mark, Series, draw, swatch
-from edge_svd.report.compare_table import number
+from edge_svd.files import format_size
+from edge_svd.report.charts import NARROW, WIDE, draw, swatch
+from edge_svd.report.compare_charts import AXES, text_chart
+from edge_svd.report.compare_labels import amount, healed, key, label, number, share
 from edge_svd.report.heat_map import heat_map
-from edge_svd.report.palette import LIGHT, style_rules
+from edge_svd.report.palette import style_rules
 from edge_svd.report.rank_cells import FAMILIES, rank_cells
 
 
 def compare_page(found: Mapping[str, Any]) -> str:
     """The page for the content of a compare.json, as UTF-8 HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"perplexity": number}
+    environment.filters |= {"perplexity": number, "bytes": format_size, "amount": amount, "label": label}
+    environment.globals |= {"share": share}
     return environment.from_string(_file("compare_page.html.jinja")).render(
         found=found,
         name=found["model"]["name"].rstrip("/").rsplit("/", 1)[-1],
         choices=found["choices"],
-        charts=[_chart(found, text, i) for i, text in enumerate(found["texts"])],
-        table=_table(found),
+        charts=list(_charts(found)),
+        losses=_lines(found["choices"], found["rows"]),
+        tasks=_lines([row for row in found["tasks"] if row["method"] == "dense"][:1], found["tasks"])
+        + _lines(found["choices"], found["tasks"]),
+        task_names=list(dict.fromkeys((row["task"], row["n"]) for row in found["tasks"])),
+        healed=healed(found),
+        by_ratio=any(choice["size"] is None for choice in found["choices"]),
+        by_size=any(choice["size"] is not None for choice in found["choices"]),
         maps=[_map(found, choice, i) for i, choice in enumerate(found["choices"])],
         css=Markup(_file("front_page.css") + style_rules()),
     )
@@ -35,50 +44,30 @@ def _file(name: str) -> str:
     return (resources.files("edge_svd.report") / name).read_text("utf-8")
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['method']}, {row['allocation']}"
+def _charts(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for i, text in enumerate(found["texts"]):
+        for axis in AXES:
+            chart = text_chart(found, text["name"], axis)
+            if chart is not None:
+                ident = f"c{i}-{axis.field}"
+                yield {
+                    "title": f"{text['name']}, {axis.name}",
+                    "dense": number(text["dense_perplexity"]),
+                    "against": axis.note,
+                    "svg": Markup(draw(chart, WIDE, f"{ident}-wide") + draw(chart, NARROW, f"{ident}-narrow")),
+                    "legend": [{"name": series.name, "swatch": Markup(swatch(series))} for series in chart.series],
+                }
 
 
-def text_chart(found: Mapping[str, Any], text: str) -> Chart:
-    """Perplexity over dense against the kept ratio, a line a method and allocation."""
-    rows = [row for row in found["rows"] if row["text"] == text]
-    series = []
-    for i, label in enumerate(dict.fromkeys(map(_label, rows))):
-        own = sorted((row for row in rows if _label(row) == label), key=lambda row: row["ratio"])
-        marks = tuple(
-            Mark(
-                row["ratio"],
-                row["over_dense"],
-                f"{label} at {row['ratio']:g}: perplexity {number(row['perplexity'])}, KL {row['kl']:.3f}",
-            )
-            for row in own
-        )
-        style, marker = f"t{i % len(LIGHT)}", MARKERS[i % len(MARKERS)]
-        series.append(Series(label, style, marks, marker, DASHES[i // len(LIGHT) % len(DASHES)]))
-    best = min(rows, key=lambda row: row["over_dense"])
-    description = f"{len(series)} methods; least is {best['over_dense']:.3g} by {_label(best)} at {best['ratio']:g}."
-    return Chart(text, description, "parameters kept", "perplexity over dense", tuple(series), log_y=True)
-
-
-def _chart(found: Mapping[str, Any], text: Mapping[str, Any], i: int) -> dict[str, Any]:
-    chart = text_chart(found, text["name"])
-    return {
-        "title": text["name"],
-        "dense": number(text["dense_perplexity"]),
-        "svg": Markup(draw(chart, WIDE, f"c{i}-wide") + draw(chart, NARROW, f"c{i}-narrow")),
-        "legend": [{"name": series.name, "swatch": Markup(swatch(series))} for series in chart.series],
-    }
-
-
-def _table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    table: dict[tuple[str, str, float], dict[str, Any]] = {}
-    for row in found["rows"]:
-        key = (row["method"], row["allocation"], row["ratio"])
-        table.setdefault(key, {**row, "cells": []})["cells"].append(row)
-    return list(table.values())
+def _lines(choices: list[Any], rows: list[Any]) -> list[dict[str, Any]]:
+    """Every choice with its cells, a text or task each, in their order."""
+    cells: dict[Any, list[Any]] = {}
+    for row in rows:
+        cells.setdefault((key(row), row["ratio"], row["size"]), []).append(row)
+    return [{**choice, "cells": cells.get((key(choice), choice["ratio"], choice["size"]), [])} for choice in choices]
 
 
 def _map(found: Mapping[str, Any], choice: Mapping[str, Any], i: int) -> dict[str, Any]:
-    title = f"{_label(choice)}, ratio {choice['ratio']:g}"
+    title = f"{label(choice)}, {'ratio ' if choice['size'] is None else ''}{amount(choice)}"
     cells = rank_cells(found["matrices"], choice["ranks"])
     return {"title": title, "svg": Markup(heat_map(cells, FAMILIES, f"Ranks of {title}", f"map-{i}"))}

@@ -1,43 +1,83 @@
-"""A comparison on the terminal: a line a method and allocation, a column a ratio and text."""
+"""A comparison on the terminal: a line a method, allocation and healing, a column a text or task and ratio or size."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from edge_svd.report.compare_labels import amount, healed, key, label, number, share
 
-def compare_table(found: Mapping[str, Any], folder: Path | None = None) -> str:
-    """Perplexity and, in brackets, KL to the dense model in nats per token."""
-    columns = list(dict.fromkeys((row["ratio"], row["text"]) for row in found["rows"]))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    table.add_column("allocation")
-    for ratio, text in columns:
-        table.add_column(f"{text} {ratio:g}", justify="right")
-    dense = {text["name"]: text["dense_perplexity"] for text in found["texts"]}
-    table.add_row("dense", "", *(number(dense[text]) for _, text in columns))
-    cells = {(r["method"], r["allocation"], r["ratio"], r["text"]): r for r in found["rows"]}
-    for method, allocation in dict.fromkeys((row["method"], row["allocation"]) for row in found["rows"]):
-        row = [cells[method, allocation, ratio, text] for ratio, text in columns]
-        table.add_row(method, allocation, *(f"{number(cell['perplexity'])} ({cell['kl']:.3f})" for cell in row))
-    # As wide as it needs to be: what reads a pipe wants rows, not folded cells.
-    out = Console(file=io.StringIO(), width=max(120, 34 + 30 * len(columns)), color_system=None)
-    out.print(table)
-    assert isinstance(out.file, io.StringIO)
-    lines = [line.rstrip() for line in out.file.getvalue().splitlines()]
-    lines.append("perplexity (KL to the dense model, nats per token); fp32 factors, ratio of the linears' parameters")
+Row = Mapping[str, Any]
+
+
+def compare_table(found: Row, folder: Path | None = None) -> str:
+    """Perplexity with KL to the dense model, accuracy on tasks, and what healing took and gained."""
+    lines: list[str] = []
+    if found["rows"]:
+        lines += _loss_lines(found)
+    if found["tasks"]:
+        lines += [""] * bool(lines) + _task_lines(found)
+    if healed(found):
+        lines += ["", *_healing_lines(found)]
     if folder is not None:
         lines += ["", f"{folder / 'index.html'} shows all of it."]
     return "\n".join(lines)
 
 
-def number(perplexity: float) -> str:
-    """Four figures; powers of ten where a model is beyond use."""
-    return (
-        f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.0f}" if perplexity < 1e5 else f"{perplexity:.1e}"
-    )
+def _loss_lines(found: Row) -> list[str]:
+    dense = {text["name"]: number(text["dense_perplexity"]) for text in found["texts"]}
+    lines = _grid(found, found["rows"], "text", dense, lambda row: f"{number(row['perplexity'])} ({row['kl']:.3f})")
+    lines.append("perplexity (KL to the dense model, nats per token)")
+    if any(choice["size"] is None for choice in found["choices"]):
+        lines.append("at a ratio of the linears' parameters: fp32 factors")
+    if found["candidates"]:
+        lines.append(
+            f"at a size of the whole folder: planned from {', '.join(found['candidates'])}, rounded as shipped"
+        )
+    return lines
+
+
+def _task_lines(found: Row) -> list[str]:
+    def cell(row: Row) -> str:
+        return f"{share(row['acc'], row['acc_stderr'])} ({share(row['acc_norm'], row['acc_norm_stderr'])})"
+
+    dense = {row["task"]: cell(row) for row in found["tasks"] if row["method"] == "dense"}
+    rows = [row for row in found["tasks"] if row["method"] != "dense"]
+    counts = {row["task"]: row["n"] for row in found["tasks"]}
+    items = ", ".join(f"{count} items of {task}" for task, count in counts.items())
+    return [*_grid(found, rows, "task", dense, cell), f"accuracy (by length) in percent ± standard error; {items}"]
+
+
+def _grid(found: Row, rows: list[Row], what: str, dense: Mapping[str, str], shown: Callable[[Row], str]) -> list[str]:
+    """Columns by amount and `row[what]`; the dense model's cells by the latter."""
+    columns = list(dict.fromkeys((amount(row), row[what]) for row in rows))
+    cells = {(key(row), amount(row), row[what]): shown(row) for row in rows}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    names = ["method", "allocation", *(["heal"] if healed(found) else [])]
+    for name in names:
+        table.add_column(name)
+    for size, name in columns:
+        table.add_column(f"{name} {size}", justify="right")
+    table.add_row("dense", *[""] * (len(names) - 1), *(dense[name] for _, name in columns))
+    for line in dict.fromkeys(map(key, rows)):
+        table.add_row(*map(str, line[: len(names)]), *(cells[line, *column] for column in columns))
+    # As wide as it needs to be: what reads a pipe wants rows, not folded cells.
+    out = Console(file=io.StringIO(), width=max(120, 60 + 34 * len(columns)), color_system=None)
+    out.print(table)
+    assert isinstance(out.file, io.StringIO)
+    return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+def _healing_lines(found: Row) -> list[str]:
+    lines = ["healing: seconds, KL on held-out windows of its text before and after, nats per token"]
+    for choice in found["choices"]:
+        for step in choice["healing"]:
+            kept = "" if step["kept"] else ", not kept"
+            kl = f"{step['kl_before']:.4f} → {step['kl_after']:.4f}"
+            lines.append(f"{label(choice)}, {amount(choice)}: {step['step']} {step['seconds']:.1f} s, KL {kl}{kept}")
+    return lines

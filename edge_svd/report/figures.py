@@ -14,6 +14,17 @@ def score_line(result: Mapping[str, Any]) -> str:
     return line + (f", KL to reference {result['kl_to_reference']:.4f}" if "kl_to_reference" in result else "")
 
 
+def task_line(result: Mapping[str, Any]) -> str:
+    """Accuracy, plain and by length, each with its standard error in brackets."""
+
+    def share(key: str) -> str:
+        error = result[f"{key}_stderr"]
+        return f"{result[key]:.4f}" + (f" (± {error:.4f})" if error is not None else "")
+
+    items = "1 item" if result["n"] == 1 else f"{result['n']} items"
+    return f"acc {share('acc')}, acc_norm {share('acc_norm')} over {items}"
+
+
 def bench_lines(result: Mapping[str, Any]) -> str:
     """Speed and memory of a bundle."""
 

@@ -1,0 +1,72 @@
+"""Cells at a ratio: factors in fp32 at equal parameters, healed where that is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from edge_svd.calibrate.statistics import Statistics
+from edge_svd.compare.asked import Cell
+from edge_svd.compare.healer import Healer
+from edge_svd.compare.made import Made
+from edge_svd.compare.matrices import Decomposed
+from edge_svd.compare.rows import Row, Rows
+from edge_svd.compare.sensitivity import TOKENS, FromLayer, Sensitivities
+from edge_svd.factored import factored
+from edge_svd.heal import NONE
+from edge_svd.models import OpenedModel
+from edge_svd.progress import Tick, step
+
+
+@dataclass(frozen=True)
+class AtRatios:
+    """A `made.Maker`: every matrix is decomposed once a method, and cut by every allocation at every ratio."""
+
+    opened: OpenedModel
+    statistics: Statistics
+    rows: Rows
+    healer: Healer
+
+    def made(self, method: str, cells: Sequence[Cell]) -> Generator[Made, None, None]:
+        """InputError on statistics without what the method needs, or a ratio that an allocation cannot meet."""
+        start = time.monotonic()
+        with step(f"Decomposing by {method}") as tick:
+            found = Decomposed(self.opened, self.statistics, method, tick)
+        decomposed = time.monotonic() - start
+        for name in dict.fromkeys(cell.allocation for cell in cells):
+            start = time.monotonic()
+            own = [cell for cell in cells if cell.allocation == name]
+            with step(f"Allocating by {name}") as tick:
+                priced = found.priced(name)
+                measured = self._sensitivities(found, tick) if name == "strs" else None
+                ratios = dict.fromkeys(cell.ratio for cell in own if cell.ratio is not None)
+                chosen = {ratio: found.choose(name, ratio, priced, measured) for ratio in ratios}
+            seconds = decomposed + (time.monotonic() - start) / len(chosen)
+            for cell in own:
+                assert cell.ratio is not None
+                kept = chosen[cell.ratio]
+                record: Row = {"parameters": kept.parameters, "budget": kept.budget, "ranks": kept.ranks}
+                record["seconds"] = round(seconds, 1)
+                added = {site: factors.added for site, factors in found.factorizations.items() if factors.added > 0}
+                record["added"] = added
+                factors = found.factors(kept)
+                if cell.heal != NONE:
+                    factors, record["healing"] = self.healer(cell.heal, factors, cell.title)
+                yield Made(cell, record, partial(factored, self.opened.model, factors))
+
+    def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
+        ids = self.statistics.held_out()
+
+        def decoder() -> FromLayer:
+            return FromLayer(self.opened.model, self.opened.architecture, ids[: max(1, TOKENS // ids.shape[1])])
+
+        self.rows.folder.mkdir(parents=True, exist_ok=True)
+        return Sensitivities(
+            found.sites,
+            lambda site, rank: found.factorizations[site.name].truncated(rank).float(),
+            decoder,
+            self.rows.file(["sensitivities", found.method]),
+            tick,
+        )
