@@ -19,7 +19,8 @@ from edge_svd.planner.plan import Plan
 @contextmanager
 def as_shipped(opened: OpenedModel, checkpoint: Checkpoint, plan: Plan, names: Iterable[str]) -> Iterator[None]:
     """The matrices `names` of a plan as its checkpoint has them, dequantised fp32 [m, n], and the inputs of their
-    products rounded to int8 as at run time; gradients are off. The model's own weights come back untouched."""
+    products rounded to int8 as at run time; gradients are off. With all of the plan's matrices, learned positions ship
+    too. The model's own weights come back untouched."""
     sites = {site.name: site for site in opened.sites}
     weights, blocks = {}, {}
     for name in names:
@@ -28,6 +29,8 @@ def as_shipped(opened: OpenedModel, checkpoint: Checkpoint, plan: Plan, names: I
     for site in opened.sites:
         if site.tied_to in weights:
             weights[site.name] = weights[site.tied_to]
+    if weights.keys() >= plan.sites.keys():
+        weights |= _positions(opened)
     for site in opened.sites:
         owner, width = site.tied_to or site.name, site.shape[1]
         # Widths that are padded at run time keep their inputs as they are here.
@@ -35,3 +38,12 @@ def as_shipped(opened: OpenedModel, checkpoint: Checkpoint, plan: Plan, names: I
             blocks[site.name] = plan.sites[owner].format.inputs_a_block(width)
     with torch.no_grad(), replaced(opened.model, weights), rounded_inputs(opened.model, blocks):
         yield
+
+
+def _positions(opened: OpenedModel) -> dict[str, torch.Tensor]:
+    """The table of learned positions in halves, by its module; rows before that of position 0 stay."""
+    before, found = opened.architecture.layout.first_position, {}
+    for name, table in opened.positions().items():
+        own = opened.model.get_parameter(name)[:before]
+        found[name.removesuffix(".weight")] = torch.cat([own, torch.from_numpy(table).float()])
+    return found
