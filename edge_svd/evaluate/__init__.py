@@ -1,3 +1,3 @@
-"""Quality on text: perplexity, and KL divergence to a dense reference."""
+"""Quality: perplexity, KL divergence to a dense reference, and accuracy on multiple-choice items."""
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from edge_svd.runtime.likelihood import PairError, common_length, fitted, pair_l
 from edge_svd.runtime.prefix_scorer import PrefixScorer
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.schema import TOKENIZER_NAME
-from edge_svd.runtime.session import Session
+from edge_svd.runtime.session import DEFAULT_CHUNK, Session
 
 MAX_NEW_TOKENS = 256
 """Where a task does not say how long an answer may get: lm-eval's own default."""
@@ -38,7 +38,7 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 
 @register_model("edge-svd")
 class EdgeSvdLM(TemplateLM):
-    """A bundle through onnxruntime, one sequence at a time; what requests begin with alike is computed once.
+    """A bundle through onnxruntime, one sequence at a time; long beginnings that requests share are computed once.
 
     Texts are encoded without special tokens; an empty context is BOS, or EOS for a model that has no BOS.
     """
@@ -110,7 +110,7 @@ class EdgeSvdLM(TemplateLM):
                 pairs.append(fitted(first or [self.prefix_token_id], last, self.max_length))
             except PairError as error:
                 raise InputError(f"The request {continuation[:80]!r} {error}.") from None
-        # In this order contexts begin alike as far as they can: the examples before a question are read once.
+        # In this order contexts begin alike as far as they can: many examples before a question are read once.
         order = sorted(range(len(pairs)), key=lambda place: pairs[place].context)
         with tqdm(total=len(order), disable=disable_tqdm, desc="Scoring") as bar:
             for context, group in groupby(order, key=lambda place: pairs[place].context):
@@ -159,8 +159,10 @@ class EdgeSvdLM(TemplateLM):
                 f"Answers of {longest} tokens do not fit the context of {self.max_length}; set a smaller max_gen_toks."
             )
         ids = (self.tok_encode(context) or [self.prefix_token_id])[-room:]
-        # All but the last token may be known already: what follows that one is wanted.
-        session.truncate(min(common_length(session.tokens, ids), len(ids) - 1))
+        # Whole passes that are known already are kept, so that answers do not depend on the order of requests; the last
+        # token never is, since what follows it is wanted.
+        common = min(common_length(session.tokens, ids), len(ids) - 1)
+        session.truncate(common // DEFAULT_CHUNK * DEFAULT_CHUNK)
         temperature = float(settings.get("temperature") or 0.0)
         sampler = Sampler(temperature if settings.get("do_sample", True) else 0.0, float(settings.get("top_p") or 1.0))
         until = settings.get("until") or []

@@ -82,7 +82,8 @@ def test_a_greedy_continuation(scorer: PrefixScorer, weights: dict[str, Array]) 
     assert [one.greedy for one in found] == [True, True, False]
 
 
-def test_contexts_alike_are_computed_once(scorer: PrefixScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_passes_alike_are_computed_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = PrefixScorer(bundle, threads=1, chunk=8)
     read: list[int] = []
     original = scorer._pass
 
@@ -90,16 +91,33 @@ def test_contexts_alike_are_computed_once(scorer: PrefixScorer, monkeypatch: pyt
         read.append(len(tokens))
         original(tokens, start)
 
+    def reads(context: list[int], *continuations: list[int]) -> list[int]:
+        read.clear()
+        scorer.likelihoods(context, continuations)
+        return read
+
     monkeypatch.setattr(scorer, "_pass", counting)
     context = ids(20)
-    scorer.likelihoods(context, [ids(1), ids(1)])
-    assert sum(read) in (19, 20)  # the first token may be that of the text before
-    read.clear()
-    scorer.likelihoods([*context, 7, 8], [ids(4), ids(1)])
-    assert read == [2, 3]
-    read.clear()
-    scorer.likelihoods(context, [ids(2)])
-    assert read == [1, 1]
+    assert reads(context, [1], [2]) == [8, 8, 4]
+    assert reads(context, [1], [2, 3, 4]) == [2]
+    assert reads([*context, 7, 8], [1, 2], [3]) == [6, 1]
+    assert reads(context[:16], [1]) == [8]
+    assert reads(context[:16], [1]) == []
+    assert reads([256, *context], [1]) == [8, 8, 5]
+
+
+def test_a_failure_leaves_nothing_behind(scorer: PrefixScorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = ids(9)
+    wanted = scorer.likelihoods(context, [[1, 2]])
+
+    def failing(tokens: list[int], start: int) -> None:
+        raise Failure("gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "_pass", failing)
+        with pytest.raises(Failure):
+            scorer.likelihoods(ids(5), [[1]])
+    assert scorer.likelihoods(context, [[1, 2]]) == wanted
 
 
 def test_the_cache_grows_to_the_models_context(
