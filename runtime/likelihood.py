@@ -107,7 +107,12 @@ def prefix_of(bos: int | None, eos: Sequence[int]) -> int:
     raise InputError("The model names neither a BOS nor an EOS token, so a text without context cannot be scored.")
 
 
-def common_length(one: Ids, other: Ids) -> int:
-    """How many ids two sequences begin with alike."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (left, right) in pairs if left != right), min(len(one), len(other)))
+def kept_length(known: Ids, ids: Ids, chunk: int) -> int:
+    """How many tokens of `ids` need not be read again where `known` were read in passes of `chunk` from the start.
+
+    Whole passes that are the same, so that what follows does not depend on what was read before; never the last token,
+    since what it predicts is wanted.
+    """
+    pairs = enumerate(zip(known, ids, strict=False))
+    common = next((at for at, (left, right) in pairs if left != right), min(len(known), len(ids)))
+    return min(common, len(ids) - 1) // chunk * chunk

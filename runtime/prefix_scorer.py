@@ -15,7 +15,7 @@ import onnxruntime
 
 from edge_svd.runtime.bundle import Bundle
 from edge_svd.runtime.errors import Failure, InputError
-from edge_svd.runtime.likelihood import Ids, Likelihood, common_length, prefix_of
+from edge_svd.runtime.likelihood import Ids, Likelihood, kept_length, prefix_of
 from edge_svd.runtime.onnx_session import open_onnx
 from edge_svd.runtime.schema import SCORING_NAME
 from edge_svd.runtime.score import Logits, negative_log_likelihood
@@ -30,7 +30,7 @@ class PrefixScorer:
     """model_scoring.onnx over one KV cache that stays between calls (a `likelihood.Scorer`).
 
     A context goes through in passes of `chunk` tokens, the last one shorter, and a continuation in passes of its own.
-    Kept of the call before are whole passes that are the same, so what a call returns does not depend on the calls
+    Kept of the context before are whole passes that are the same, so what a call returns does not depend on the calls
     before it. In passes of other lengths sums differ in their last bits, which activations rounded to int8 make more
     of: a bundle differs from itself then as it differs from its checkpoint, but less.
     """
@@ -44,8 +44,7 @@ class PrefixScorer:
         self._has_positions = any(item.name == "position_ids" for item in self._session.get_inputs())
         self._binding = self._session.io_binding()
         self._logits: Logits = np.zeros((1, chunk, model.vocab_size), np.float32)
-        self._known: list[int] = []  # the tokens in the cache
-        self._context: list[int] = []  # those of the call before, which left the logits `_after`
+        self._context: list[int] = []  # that of the call before, which is in the cache and left the logits `_after`
         self._after: Logits = self._logits[0, 0]
         self._capacity = 0
 
@@ -68,10 +67,9 @@ class PrefixScorer:
         self._reserve(len(context) + max(map(len, continuations)) - 1)
         if context != self._context:
             chunk = self._logits.shape[1]
-            # The context's last token is always computed: what it predicts is wanted.
-            common = min(common_length(self._known, context), len(context) - 1) // chunk * chunk
+            kept = kept_length(self._context, context, chunk)
             self._context = []
-            self._after = self._read(context[common:], common, rows=1)[-1].copy()
+            self._after = self._read(context[kept:], kept, rows=1)[-1].copy()
             self._context = context
         return [self._one(len(context), self._after, np.asarray(ids, np.int64)) for ids in continuations]
 
@@ -111,12 +109,10 @@ class PrefixScorer:
         if self._has_positions:
             binding.bind_cpu_input("position_ids", positions)
         binding.bind_ortvalue_output("logits", logits)
-        self._known = self._known[:start]  # what was behind is written over
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise Failure(f"onnxruntime failed while scoring ({str(error).replace(chr(10), ' ')[:300]}).") from None
-        self._known += tokens
 
     def _check(self, context: list[int], continuations: Sequence[Ids]) -> None:
         model = self.bundle.manifest.decoder
@@ -138,7 +134,7 @@ class PrefixScorer:
         while capacity < length:
             capacity = min(2 * capacity, model.max_context)
         shape = (1, model.num_kv_heads, capacity, model.head_dim)
-        self._known, self._context, self._capacity = [], [], 0
+        self._context, self._capacity = [], 0
         # The old buffers are given back before the new ones are made.
         self._cache: dict[str, np.ndarray[Any, Any]] = {}
         for layer in range(model.num_layers):

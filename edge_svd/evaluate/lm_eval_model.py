@@ -24,7 +24,7 @@ from edge_svd.errors import InputError
 from edge_svd.runtime.bundle import open_bundle
 from edge_svd.runtime.chat import ChatTemplate
 from edge_svd.runtime.generate import generate
-from edge_svd.runtime.likelihood import PairError, common_length, fitted, pair_likelihoods
+from edge_svd.runtime.likelihood import PairError, fitted, kept_length, pair_likelihoods
 from edge_svd.runtime.prefix_scorer import PrefixScorer
 from edge_svd.runtime.sampling import Sampler
 from edge_svd.runtime.schema import TOKENIZER_NAME
@@ -67,6 +67,7 @@ class EdgeSvdLM(TemplateLM):
         self._threads = threads
         self._scorer = PrefixScorer(opened, threads=threads)
         self._session: Session | None = None
+        self._prompt: list[int] = []  # the one before, which the session has read
 
     @property
     def eot_token_id(self) -> int:
@@ -159,10 +160,9 @@ class EdgeSvdLM(TemplateLM):
                 f"Answers of {longest} tokens do not fit the context of {self.max_length}; set a smaller max_gen_toks."
             )
         ids = (self.tok_encode(context) or [self.prefix_token_id])[-room:]
-        # Whole passes that are known already are kept, so that answers do not depend on the order of requests; the last
-        # token never is, since what follows it is wanted.
-        common = min(common_length(session.tokens, ids), len(ids) - 1)
-        session.truncate(common // DEFAULT_CHUNK * DEFAULT_CHUNK)
+        kept = min(kept_length(self._prompt, ids, DEFAULT_CHUNK), session.position)
+        self._prompt = ids
+        session.truncate(kept)
         temperature = float(settings.get("temperature") or 0.0)
         sampler = Sampler(temperature if settings.get("do_sample", True) else 0.0, float(settings.get("top_p") or 1.0))
         until = settings.get("until") or []

@@ -21,9 +21,9 @@ from edge_svd.runtime.likelihood import (
     Likelihood,
     Pair,
     PairError,
-    common_length,
     encode_pair,
     fitted,
+    kept_length,
     pair_likelihoods,
     prefix_of,
 )
@@ -104,6 +104,18 @@ def test_whole_passes_alike_are_computed_once(bundle: Bundle, monkeypatch: pytes
     assert reads(context[:16], [1]) == [8]
     assert reads(context[:16], [1]) == []
     assert reads([256, *context], [1]) == [8, 8, 5]
+    # What a continuation wrote was not read in whole passes.
+    first, last = ids(6), ids(10)
+    reads(first, last)
+    assert reads([*first, *last, 1, 2, 3], [1]) == [8, 8, 3]
+
+
+def test_what_need_not_be_read_again() -> None:
+    known = list(range(10))
+    assert [kept_length(known, known[:count], 4) for count in (1, 4, 5, 8, 9, 10)] == [0, 0, 4, 4, 8, 8]
+    assert [kept_length(known, [*known, 1, 2, 3], chunk) for chunk in (1, 4, 16)] == [10, 8, 0]
+    assert [kept_length(known, [*known[:at], 99, *known[at:]], 4) for at in (0, 3, 4, 7)] == [0, 0, 4, 4]
+    assert kept_length([], known, 4) == 0
 
 
 def test_a_failure_leaves_nothing_behind(scorer: PrefixScorer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +190,6 @@ def test_long_pairs_lose_their_beginning() -> None:
     assert fitted([1, 2, 3, 4], [5, 6], 2) == Pair((4,), (5, 6))
     with pytest.raises(PairError, match="3 tokens, longer than the model's context of 2"):
         fitted([1], [5, 6, 7], 2)
-    assert [common_length(*pair) for pair in (([], [1]), ([1, 2], [1, 3]), ([1, 2], [1, 2, 3]))] == [0, 1, 2]
 
 
 def test_a_long_item_is_scored_on_its_last_tokens(scorer: PrefixScorer, weights: dict[str, Array]) -> None:
