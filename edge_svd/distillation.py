@@ -7,7 +7,11 @@ from typing import Any
 import torch
 
 from edge_svd.architectures import Architecture
-from edge_svd.calibrate.collect import LOGIT_BLOCK, logits_of, pull_back
+from edge_svd.calibrate.collect import logits_of, pull_back
+
+BLOCK = 128
+"""Positions whose logits exist at a time: the head's weights are read that many times less, for 25 MB a tensor with
+49,152 tokens."""
 
 
 def pull_towards(
@@ -20,8 +24,8 @@ def pull_towards(
     """
     pull = torch.empty_like(hidden, dtype=torch.float32)
     with torch.no_grad():
-        for start in range(0, len(hidden), LOGIT_BLOCK):
-            block = slice(start, start + LOGIT_BLOCK)
+        for start in range(0, len(hidden), BLOCK):
+            block = slice(start, start + BLOCK)
             p = torch.softmax(logits_of(dense, target[block], architecture)[0], dim=-1)
             logits, slope = logits_of(student, hidden[block].float(), architecture)
             seed = (torch.softmax(logits, dim=-1) - p) / len(hidden)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from edge_svd.allocate.strategy import HasGradient
+from edge_svd.allocate.field import Field
+from edge_svd.allocate.strategy import HasGradient, Scores
 from edge_svd.decompose import Factorization
 
 
@@ -26,3 +29,6 @@ class ByKl:
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
         return loss
+
+    def repriced(self, field: Field, choice: Sequence[int]) -> Scores | None:
+        return None

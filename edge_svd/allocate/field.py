@@ -18,7 +18,8 @@ class Field:
 
     full: cost of every matrix as it is. types: of every matrix, as "q" or "down". signed: where option j keeps j
     components and the last one all of them, what every step down from an option changes the loss by to first order,
-    [options - 1]. measured: perplexity on calibration text with matrix g alone at a kept ratio. None where not known.
+    [options - 1]. measured: perplexity on calibration text with matrix g alone at a kept ratio. truncated: measured KL
+    with all matrices of one type at their options of a choice and the others whole. None where not known.
     """
 
     types: Sequence[str]
@@ -28,6 +29,7 @@ class Field:
     score: Sequence[NDArray[np.float64]]
     signed: Callable[[int], NDArray[np.float64]] | None = None
     measured: Callable[[int, float], float] | None = None
+    truncated: Callable[[Sequence[int], str], float] | None = None
 
     def spent(self, choice: Sequence[int]) -> int:
         """What a choice costs."""

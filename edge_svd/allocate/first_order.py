@@ -6,9 +6,12 @@ that did not make the metric.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from edge_svd.allocate.strategy import ALLOCATIONS, HasGradient
+from edge_svd.allocate.field import Field
+from edge_svd.allocate.strategy import ALLOCATIONS, HasGradient, Scores
 from edge_svd.decompose import Factorization
 
 
@@ -37,6 +40,9 @@ class FirstOrder:
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
         return abs(float((error.double() * site.gradient).sum()))
+
+    def repriced(self, field: Field, choice: Sequence[int]) -> Scores | None:
+        return None
 
 
 ALLOCATIONS.register("first-order")(FirstOrder())

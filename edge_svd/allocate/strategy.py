@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edge_svd.allocate.field import Field
 from edge_svd.decompose import Factorization
 from edge_svd.registry import Registry
 
 Rule: TypeAlias = Callable[[Field, int], list[int] | None]
+Scores: TypeAlias = list[NDArray[np.float64]]
 
 
 class HasGradient(Protocol):
@@ -51,6 +54,11 @@ class Strategy(Protocol):
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
         """Price of a rounding error E [m, n] whose predicted KL is `loss`."""
+        ...
+
+    def repriced(self, field: Field, choice: Sequence[int]) -> Scores | None:
+        """Prices of all options as measurements around a choice correct them, to choose by once more; None where the
+        choice stands."""
         ...
 
 

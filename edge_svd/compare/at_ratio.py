@@ -17,6 +17,7 @@ from edge_svd.compare.sensitivity import TOKENS, FromLayer, Sensitivities
 from edge_svd.factored import factored
 from edge_svd.heal import NONE
 from edge_svd.models import OpenedModel
+from edge_svd.planner.held_out import HeldOutKl
 from edge_svd.progress import Tick, step
 
 
@@ -41,8 +42,9 @@ class AtRatios:
             with step(f"Allocating by {name}") as tick:
                 priced = found.priced(name)
                 measured = self._sensitivities(found, tick) if name == "strs" else None
+                meter = self._meter() if name == "second-order-measured" else None
                 ratios = dict.fromkeys(cell.ratio for cell in own if cell.ratio is not None)
-                chosen = {ratio: found.choose(name, ratio, priced, measured) for ratio in ratios}
+                chosen = {ratio: found.choose(name, ratio, priced, measured, meter) for ratio in ratios}
             seconds = decomposed + (time.monotonic() - start) / len(chosen)
             for cell in own:
                 assert cell.ratio is not None
@@ -55,6 +57,9 @@ class AtRatios:
                 if cell.heal != NONE:
                     factors, record["healing"] = self.healer(cell.heal, factors, cell.title)
                 yield Made(cell, record, partial(factored, self.opened.model, factors))
+
+    def _meter(self) -> HeldOutKl:
+        return HeldOutKl(self.opened.model, self.statistics.held_out(), self.opened.architecture)
 
     def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
         ids = self.statistics.held_out()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization
 from edge_svd.errors import InputError
-from edge_svd.factored import Factors
+from edge_svd.factored import Factors, factored
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.by_rule import chosen
 from edge_svd.planner.components import truncation_losses
 from edge_svd.planner.generators import SiteContext
+from edge_svd.planner.held_out import HeldOutKl
 from edge_svd.planner.loss import quadratic
 from edge_svd.planner.views import context_of
 
@@ -90,21 +92,39 @@ class Decomposed:
         return list(side_by_side(of, self.sites))
 
     def choose(
-        self, name: str, ratio: float, priced: list[Priced], measured: Callable[[int, float], float] | None = None
+        self,
+        name: str,
+        ratio: float,
+        priced: list[Priced],
+        measured: Callable[[int, float], float] | None = None,
+        meter: HeldOutKl | None = None,
     ) -> Choice:
         """What that allocation keeps of ⌊ratio · parameters⌋; a matrix at or above its break-even rank stays whole.
 
         InputError where nothing fits, or the allocation needs what is not known.
         """
         field = field_of(self.sites, priced, measured)
+        if meter is not None:
+            field = replace(field, truncated=partial(self._truncated, meter, field, priced))
         budget = int(ratio * sum(field.full))
         choice = chosen(field, name, budget)
         if choice is None:
             raise InputError(f"The allocation {name} cannot keep as little as {ratio:g} of the parameters.")
-        kept: dict[str, torch.Tensor | None] = {}
-        for site, row, cost, j in zip(self.sites, priced, field.cost, choice, strict=True):
-            kept[site.name] = None if j == len(cost) - 1 else row.order[:j]
-        return Choice(kept, field.spent(choice), budget)
+        return Choice(self._kept(field, priced, choice), field.spent(choice), budget)
+
+    def _kept(self, field: Field, priced: list[Priced], choice: Sequence[int]) -> dict[str, torch.Tensor | None]:
+        """Components of every matrix, None where it stays whole."""
+        rows = zip(self.sites, priced, field.cost, choice, strict=True)
+        return {site.name: None if j == len(cost) - 1 else row.order[:j] for site, row, cost, j in rows}
+
+    def _truncated(
+        self, meter: HeldOutKl, field: Field, priced: list[Priced], choice: Sequence[int], kind: str
+    ) -> float:
+        """KL with the matrices of one type cut as the choice has them."""
+        kept = self._kept(field, priced, choice)
+        own = {site.name: kept[site.name] for site in self.sites if site.type == kind}
+        with factored(self.opened.model, self.factors(Choice(own, 0, 0))):
+            return meter.measure()
 
     def factors(self, choice: Choice) -> dict[str, Factors]:
         """The factors that the chosen components make, fp32; matrices that stay whole are left out."""

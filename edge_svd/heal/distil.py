@@ -52,7 +52,7 @@ class Distil:
             parameters = [part for module in made.values() for part in (module.b, module.a)]
             for part in parameters:
                 part.requires_grad_(True)
-            optimiser = torch.optim.Adam(parameters, lr=self.rate, betas=(0.9, 0.95))
+            optimiser = torch.optim.Adam(parameters, lr=self.rate, betas=(0.9, 0.95), fused=True)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda at: _rate(at / steps))
             for at in range(steps):
                 chosen = order[at * int(self.batch) : (at + 1) * int(self.batch)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,86 +26,81 @@ class _Reached(Exception):
 @HEALINGS.register("refit")
 @dataclass(frozen=True)
 class Refit:
-    """Closed form, layer by layer: B = argmin Σ ‖W x − B A x̃‖², x̃ what the compressed layers before hand on.
+    """Closed form, layer by layer: B = argmin Σ ‖y − B A x̃‖², x̃ what the compressed layers before hand on.
 
-    x are the dense model's own activations at that place, so what earlier layers got wrong is mended as far as rank k
-    can. In forward order; matrices that read one input are refitted together, the later ones of a layer behind them
-    (SVD-LLM, arXiv 2403.07378, section 3.3, updates U in this way under the same inputs on both sides; targets
-    of the uncompressed model as in GPTAQ, arXiv 2504.02692). With Z = A X̃: B = (W X Zᵀ + λ B₀)(Z Zᵀ + λ I)⁻¹, λ
-    `damping` (1e-3) of the mean diagonal, so that directions that no token takes keep the B they had. `windows` (64)
-    of the calibration text; a layer's outputs of them lie in memory, 4 bytes a number.
+    y = W x̃ + `mend` (0.25) of W x − W x̃, x the dense model's own activation at that place: with 0 every matrix does its own
+    work as well as rank k can on the inputs that it really gets (SVD-LLM, arXiv 2403.07378, its closed-form update);
+    with 1 it is also to undo what earlier layers got wrong (GPTAQ, arXiv 2504.02692). In forward order; matrices that
+    read one input are refitted together, the later ones of a layer behind them. With Z = A X̃: B = (Y Zᵀ + λ B₀)(Z Zᵀ +
+    λ I)⁻¹, λ `damping` (1e-3) of the mean diagonal, so that directions that no token takes keep the B they had.
+    `windows` (32) of the calibration text; where anything is mended, a layer's outputs of them lie in memory, 4 bytes a
+    number.
     """
 
-    windows: float = 64
+    windows: float = 32
+    mend: float = 0.25
     damping: float = 1e-3
 
     def __post_init__(self) -> None:
         within(self.windows, 1, float("inf"), "parameter windows of refit")
+        within(self.mend, 0.0, 1.0, "parameter mend of refit")
         within(self.damping, 0.0, 1.0, "parameter damping of refit")
 
     def __call__(self, patient: Patient, factors: Mapping[str, Factors], progress: Progress) -> dict[str, Factors]:
-        batches = patient.windows[: int(self.windows)].split(BATCH)
-        calls = {len(ids): Layers(patient.model, patient.architecture, ids) for ids in batches}
-        dense = [_entering(patient, ids) for ids in batches]
-        compressed = [states.clone() for states in dense]
+        model, batches = patient.model, patient.windows[: int(self.windows)].split(BATCH)
+        calls: dict[int, Layers] = {}
+        compressed: list[torch.Tensor] = []
+        for ids in batches:
+            calls[len(ids)] = entered = Layers(model, patient.architecture, ids)
+            compressed.append(entered.first)
+        dense = list(compressed)
         found: dict[str, Factors] = {}
         sites = inner_sites(sites_of(patient.architecture))
         numbers = sorted({site.layer for site in sites})
         for number in numbers:
             own = [site for site in sites if site.layer == number]
-            outputs = [_dense_outputs(patient.model, calls[len(h)], number, h, own) for h in dense]
-            dense = [states for states, _ in outputs]
-            with factored(patient.model, {s.name: factors[s.name] for s in own if s.name in factors}) as made:
+            targets: list[dict[str, torch.Tensor]] = [{} for _ in batches]
+            if self.mend:
+                for at, states in enumerate(dense):
+                    dense[at], targets[at] = _dense_outputs(model, calls[len(states)], number, states, own)
+            weights = {site.name: model.get_submodule(site.name).weight for site in own}
+            with factored(model, {site.name: factors[site.name] for site in own if site.name in factors}) as made:
                 for group in _by_input(own):
-                    self._refit(
-                        patient.model, group, made, calls, number, compressed, [found_at for _, found_at in outputs]
-                    )
+                    names = [site.name for site in group if site.name in made]
+                    if names:
+                        inputs = [_input_of(model, group[0], calls[len(h)], number, h) for h in compressed]
+                        for name in names:
+                            pairs = zip(inputs, (target.get(name) for target in targets), strict=True)
+                            made[name].b.data = self._refitted(made[name], weights[name], pairs, name)
                 compressed = [calls[len(h)](number, h) for h in compressed]
             found |= {name: (module.b.detach(), module.a.detach()) for name, module in made.items()}
             progress(number + 1, len(numbers))
         return found
 
-    def _refit(
+    def _refitted(
         self,
-        model: Any,
-        group: Sequence[Site],
-        made: Mapping[str, FactoredLinear],
-        calls: Mapping[int, Layers],
-        number: int,
-        hidden: Sequence[torch.Tensor],
-        targets: Sequence[Mapping[str, torch.Tensor]],
-    ) -> None:
-        """New B for the matrices of one input."""
-        own = [site.name for site in group if site.name in made]
-        if not own:
-            return
-        sums = {
-            name: (
-                made[name].b.new_zeros(k := made[name].a.shape[0], k, dtype=torch.float64),
-                torch.zeros_like(made[name].b, dtype=torch.float64),
-            )
-            for name in own
-        }
-        for states, target in zip(hidden, targets, strict=True):
-            x = _input_of(model, group[0], calls[len(states)], number, states)
-            for name in own:
-                z = x @ made[name].a.detach().T
-                sums[name][0].add_(z.T @ z)
-                sums[name][1].add_(target[name].T @ z)
-        for name in own:
-            gram, cross = sums[name]
-            damping = self.damping * float(gram.diagonal().mean())
-            gram.diagonal().add_(damping)
-            cross += damping * made[name].b.detach()
-            factor, info = torch.linalg.cholesky_ex(gram)
-            if int(info):
-                raise Failure(f"The least squares of refit have no solution at {name}; give refit a larger damping.")
-            made[name].b.data = torch.cholesky_solve(cross.T, factor).T.float().contiguous()
-
-
-def _entering(patient: Patient, ids: torch.Tensor) -> torch.Tensor:
-    """What enters the first layer for these ids."""
-    return Layers(patient.model, patient.architecture, ids).first
+        module: FactoredLinear,
+        weight: torch.Tensor,
+        pairs: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+        name: str,
+    ) -> torch.Tensor:
+        """New B of one matrix from its inputs [tokens, n], each with the dense model's outputs [tokens, m], if any."""
+        b, a = module.b.detach(), module.a.detach()
+        gram = b.new_zeros(len(a), len(a), dtype=torch.float64)
+        cross = torch.zeros_like(b, dtype=torch.float64)
+        with torch.inference_mode():
+            for x, output in pairs:
+                z, y = x @ a.T, x @ weight.T
+                if output is not None:
+                    y += self.mend * (output - y)
+                gram += z.T @ z
+                cross += y.T @ z
+        damping = self.damping * float(gram.diagonal().mean())
+        gram.diagonal().add_(damping)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if int(info):
+            raise Failure(f"The least squares of refit have no solution at {name}; give refit a larger damping.")
+        return torch.cholesky_solve((cross + damping * b).T, factor).T.float().contiguous()
 
 
 def _by_input(sites: Sequence[Site]) -> list[list[Site]]:

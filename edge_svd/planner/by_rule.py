@@ -35,8 +35,12 @@ def solve_by_rule(
 
 def chosen(field: Field, name: str, budget: int) -> list[int] | None:
     """An option for every matrix, by the allocation's rule or for the least total price; None where nothing fits."""
-    rule = allocation(name).rule
-    if rule is not None:
-        return rule(field, budget)
-    solution = solve([cost.tolist() for cost in field.cost], [score.tolist() for score in field.score], budget)
+    strategy = allocation(name)
+    if strategy.rule is not None:
+        return strategy.rule(field, budget)
+    costs = [cost.tolist() for cost in field.cost]
+    solution = solve(costs, [score.tolist() for score in field.score], budget)
+    scores = None if solution is None else strategy.repriced(field, solution.choice)
+    if scores is not None:
+        solution = solve(costs, [score.tolist() for score in scores], budget)
     return None if solution is None else list(solution.choice)

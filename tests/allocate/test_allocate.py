@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,7 +52,12 @@ def test_every_allocation_spends_the_budget_to_within_a_component(name: str, see
     assert choice is not None
     left = budget - f.spent(choice)
     steps = [int(cost[j + 1] - cost[j]) for cost, j in zip(f.cost, choice, strict=True) if j + 1 < len(cost)]
-    traded = name in ("first-order", "second-order", "strs")  # these may leave a little rather than lose more
+    traded = name in (
+        "first-order",
+        "second-order",
+        "second-order-measured",
+        "strs",
+    )  # these may leave a little rather than lose more
     assert 0 <= left and (traded or not steps or left < max(steps))
 
 
@@ -88,6 +95,24 @@ def test_trading_loses_least(seed: int, ratio: float) -> None:
     assert best[budget] - 1e-9 <= lost <= best[budget] * 1.01
     uniform = chosen(f, "uniform", budget)
     assert uniform is not None and lost <= sum(float(loss[j]) for loss, j in zip(f.loss, uniform, strict=True)) + 1e-9
+
+
+def test_measured_prices_move_parameters_to_what_loses_more_than_predicted() -> None:
+    """By the root of measured over predicted, as if the type's losses were that much larger."""
+    f = field(3)
+    budget = int(0.6 * sum(f.full))
+    plain = chosen(f, "second-order", budget)
+    assert plain is not None
+
+    def truncated(choice: Sequence[int], kind: str) -> float:
+        assert list(choice) == plain
+        own = sum(float(loss[j]) for of, loss, j in zip(f.types, f.loss, choice, strict=True) if of == kind)
+        return own * (9.0 if kind == "square" else 1.0)
+
+    found = chosen(replace(f, truncated=truncated), "second-order-measured", budget)
+    wanted = [loss * 3.0 if kind == "square" else loss for kind, loss in zip(f.types, f.loss, strict=True)]
+    assert found == chosen(replace(f, score=wanted), "second-order", budget) != plain
+    assert chosen(f, "second-order-measured", budget) == plain
 
 
 def test_grouped_follows_its_formula() -> None:

@@ -37,7 +37,7 @@ def test_every_method_under_every_allocation(opened: OpenedModel, statistics: An
     more = compare(
         opened,
         statistics,
-        asked(text, "io-svd nsvd-i", "uniform grouped strs zero-sum first-order second-order"),
+        asked(text, "io-svd nsvd-i", "uniform grouped strs zero-sum first-order second-order second-order-measured"),
     )
     total = found["model"]["parameters"]
     assert total == sum(site.shape[0] * site.shape[1] for site in inner_sites(opened.sites))
