@@ -32,7 +32,7 @@ def verify(bundle: BundleFolder, json: Json = False) -> None:
 
 
 def methods(json: Json = False) -> None:
-    """Decompositions and rank allocations, by name."""
+    """Decompositions, rank allocations, ways of healing and candidates, by name."""
     workstation()
     from edge_svd.report.listing import method_list, method_text
 

@@ -11,7 +11,7 @@ import torch
 from edge_svd.distillation import pull_towards
 from edge_svd.errors import Failure
 from edge_svd.factored import Factors, factored
-from edge_svd.heal.healing import HEALINGS, Patient, Progress
+from edge_svd.heal.registry import HEALINGS, Patient, Progress
 from edge_svd.registry import within
 
 WARM = 0.05

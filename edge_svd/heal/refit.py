@@ -12,8 +12,8 @@ from edge_svd.architectures import Site, sites_of
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.errors import Failure
 from edge_svd.factored import FactoredLinear, Factors, factored
-from edge_svd.heal.healing import HEALINGS, Patient, Progress
 from edge_svd.heal.layers import Layers
+from edge_svd.heal.registry import HEALINGS, Patient, Progress
 from edge_svd.registry import within
 
 BATCH = 4
@@ -28,13 +28,13 @@ class _Reached(Exception):
 class Refit:
     """Closed form, layer by layer: B = argmin Σ ‖y − B A x̃‖², x̃ what the compressed layers before hand on.
 
-    y = W x̃ + `mend` (0.25) of W x − W x̃, x the dense model's own activation at that place: with 0 every matrix does its own
+    y = W x̃ + `mend` (W x − W x̃), x the dense model's own activation at that place: with 0 every matrix does its own
     work as well as rank k can on the inputs that it really gets (SVD-LLM, arXiv 2403.07378, its closed-form update);
-    with 1 it is also to undo what earlier layers got wrong (GPTAQ, arXiv 2504.02692). In forward order; matrices that
-    read one input are refitted together, the later ones of a layer behind them. With Z = A X̃: B = (Y Zᵀ + λ B₀)(Z Zᵀ +
-    λ I)⁻¹, λ `damping` (1e-3) of the mean diagonal, so that directions that no token takes keep the B they had.
-    `windows` (32) of the calibration text; where anything is mended, a layer's outputs of them lie in memory, 4 bytes a
-    number.
+    with 1 it is also to undo all that earlier layers got wrong (GPTAQ, arXiv 2504.02692), which it can on the
+    calibration text alone. A quarter is the default (docs/methods.md). In forward order; matrices that read one input
+    are refitted together, the later ones of a layer behind them. With Z = A X̃: B = (Y Zᵀ + λ B₀)(Z Zᵀ + λ I)⁻¹, λ
+    `damping` (1e-3) of the mean diagonal, so that directions that no token takes keep the B they had. `windows` (32) of
+    the calibration text; where anything is mended, a layer's outputs of them lie in memory, 4 bytes a number.
     """
 
     windows: float = 32

@@ -9,12 +9,18 @@ from edge_svd.registry import Registry
 
 
 def method_list() -> dict[str, Any]:
-    """Names and one-line summaries of decompositions, allocations and candidate kinds."""
+    """Names and one-line summaries of decompositions, allocations, ways of healing and candidate kinds."""
     from edge_svd.allocate import ALLOCATIONS
     from edge_svd.decompose import DECOMPOSITIONS
+    from edge_svd.heal import HEALINGS
     from edge_svd.planner.generators import GENERATORS
 
-    groups: dict[str, Registry[Any]] = {"methods": DECOMPOSITIONS, "allocations": ALLOCATIONS, "candidates": GENERATORS}
+    groups: dict[str, Registry[Any]] = {
+        "methods": DECOMPOSITIONS,
+        "allocations": ALLOCATIONS,
+        "healing": HEALINGS,
+        "candidates": GENERATORS,
+    }
     return {
         title: [{"name": name, "summary": registry.summary(name)} for name in registry.names]
         for title, registry in groups.items()
@@ -24,8 +30,9 @@ def method_list() -> dict[str, Any]:
 def method_text(found: dict[str, Any]) -> str:
     """The same for a person."""
     blocks = []
+    width = 2 + max(len(row["name"]) for rows in found.values() for row in rows)
     for title, rows in found.items():
-        blocks.append("\n".join([f"{title}:", *(f"  {row['name']:<14}{row['summary']}" for row in rows)]))
+        blocks.append("\n".join([f"{title}:", *(f"  {row['name']:<{width}}{row['summary']}" for row in rows)]))
     return "\n".join(blocks)
 
 

@@ -10,7 +10,7 @@ from tiny_folder import tiny_folder, tiny_text
 from edge_svd.architectures import sites_of
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.distillation import pull_towards
-from edge_svd.errors import InputError
+from edge_svd.errors import Failure, InputError
 from edge_svd.factored import Factors, factored
 from edge_svd.heal import Patient, heal, healing
 from edge_svd.models import open_model
@@ -111,27 +111,37 @@ def test_the_slope_of_distillation_is_that_of_the_divergence(patient: Patient) -
 def test_healing_helps_and_says_what_it_cost(patient: Patient) -> None:
     factors = halves(patient)
     meter = HeldOutKl(patient.model, patient.windows[8:], patient.architecture)
-    found = heal("refit:windows=8+distil:steps=30,rate=3e-3", patient, factors, meter, silent)
-    refit, distil = found.steps
-    assert [refit["step"], distil["step"]] == ["refit:windows=8", "distil:steps=30,rate=3e-3"]
-    assert distil["kept"] and distil["kl_after"] < distil["kl_before"] <= refit["kl_before"]
-    assert refit["seconds"] >= 0 and distil["seconds"] > 0
+    way = "distil:steps=20,rate=1e-3+refit:windows=8"
+    found = heal(way, patient, factors, meter, silent)
+    distil, refit = found.steps
+    assert [distil["step"], refit["step"]] == way.split("+")
+    assert distil["kept"] and distil["kl_after"] < distil["kl_before"] and distil["seconds"] >= 0
+    assert refit["kl_before"] == distil["kl_after"]
     with factored(patient.model, found.factors):
-        assert meter.measure() == pytest.approx(distil["kl_after"], rel=1e-6)
-    assert same(
-        heal("refit:windows=8+distil:steps=30,rate=3e-3", patient, factors, meter, silent).factors, found.factors
-    )
+        assert meter.measure() == pytest.approx(min(refit["kl_before"], refit["kl_after"]), rel=1e-6)
+    assert same(heal(way, patient, factors, meter, silent).factors, found.factors)
 
 
 def same(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> bool:
     return all(torch.equal(x, y) for name in one for x, y in zip(one[name], other[name], strict=True))
 
 
-def test_what_does_not_help_is_not_kept(patient: Patient) -> None:
+def test_what_does_not_help_is_not_kept(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     factors = halves(patient)
     meter = HeldOutKl(patient.model, patient.windows[8:], patient.architecture)
-    found = heal("distil:steps=3,rate=1", patient, factors, meter, silent)
-    assert not found.steps[0]["kept"] and same(found.factors, factors)
+
+    def doubled(_: Any, found: Mapping[str, Factors], __: Any) -> dict[str, Factors]:
+        return {name: (9 * b, a) for name, (b, a) in found.items()}
+
+    def infinite(_: Any, found: Mapping[str, Factors], __: Any) -> dict[str, Factors]:
+        return {name: (b / 0, a) for name, (b, a) in found.items()}
+
+    monkeypatch.setattr("edge_svd.heal.steps.healing", lambda text: [("doubled", doubled)])
+    made = heal("doubled", patient, factors, meter, silent)
+    assert not made.steps[0]["kept"] and same(made.factors, factors)
+    monkeypatch.setattr("edge_svd.heal.steps.healing", lambda text: [("infinite", infinite)])
+    with pytest.raises(Failure, match="Healing by infinite gave NaN or Inf"):
+        heal("infinite", patient, factors, meter, silent)
 
 
 def test_bad_names() -> None:
@@ -140,7 +150,7 @@ def test_bad_names() -> None:
         ("nonsense", "Unknown way of healing 'nonsense'; known: distil, refit"),
         ("refit+", "names no way of healing"),
         ("none+refit", "Unknown way of healing 'none'"),
-        ("refit:steps=3", "has no parameter 'steps'; known: windows, damping"),
+        ("refit:steps=3", "has no parameter 'steps'; known: windows, mend, damping"),
         ("distil:steps=0", "steps of distil must be between 1"),
         ("distil:rate=x", "is no parameter of distil"),
     ]:
