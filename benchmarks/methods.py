@@ -26,8 +26,9 @@ from edge_svd.report.compare_table import number
 from edge_svd.report.machine import describe, today
 
 METHODS = "svd,fwsvd,asvd,asvd-iii,svd-llm,svd-llm-v2,nsvd-i,nsvd-ii,nid-i,nid-ii,zs-svd,io-svd"
-ALLOCATIONS = "uniform,grouped,strs,zero-sum,first-order,second-order"
+ALLOCATIONS = "uniform,grouped,first-order,second-order,second-order-measured"
 TEXTS = ("wikitext2_raw", "c4", "code_python", "cmrc2018_zh", "jsquad_ja")
+ITEMS = 200
 TASKS = ("arc_easy", "piqa", "winogrande", "hellaswag", "openbookqa", "mathqa")
 
 
@@ -54,6 +55,7 @@ class Part:
             line += ["--text", str(found(data, f"{text}.test", ".txt"))]
         for task in self.tasks:
             line += ["--task", str(found(data, task, ".jsonl"))]
+        line += ["--task-limit", str(ITEMS)] if self.tasks else []
         return [*line, "--json"]
 
 
@@ -62,6 +64,16 @@ PARTS = {
     "decompositions-ends": Part("Decompositions, little and much cut off", METHODS, "uniform", "0.9,0.4"),
     "allocations": Part("Allocations", "io-svd,svd-llm", ALLOCATIONS, "0.8,0.6", TEXTS),
     "allocations-ends": Part("Allocations, little and much cut off", "io-svd,svd-llm", ALLOCATIONS, "0.9,0.4"),
+    "healing": Part(
+        "Healing",
+        "io-svd",
+        "second-order-measured",
+        "0.8,0.6,0.4",
+        heal="none,refit,distil:steps=200",
+        heal_windows=440,
+    ),
+    "zero-sum": Part("Zero-sum, with the factors that it was made for", "zs-svd", "uniform,zero-sum", "0.8,0.6"),
+    "strs": Part("Sensitivity-based search, hours on two cores", "io-svd,svd-llm", "strs", "0.8,0.6", TEXTS),
     "tasks": Part("Tasks", "svd-llm-v2,nsvd-i,io-svd", "uniform", "0.8", (), tasks=TASKS),
 }
 

@@ -99,7 +99,7 @@ def names_of(text: str) -> tuple[str, ...]:
     """Names with commas between them; what follows a comma belongs to the name before where it is PARAMETER=VALUE."""
     found: list[str] = []
     for part in (part.strip() for part in text.split(",")):
-        if found and "=" in part and ":" not in part:
+        if found and "=" in part.partition(":")[0]:
             found[-1] += f",{part}"
         elif part:
             found.append(part)

@@ -24,6 +24,7 @@ def compare_table(found: Row, folder: Path | None = None) -> str:
         lines += [""] * bool(lines) + _task_lines(found)
     if healed(found):
         lines += ["", *_healing_lines(found)]
+    lines += _damping_lines(found)
     if folder is not None:
         lines += ["", f"{folder / 'index.html'} shows all of it."]
     return "\n".join(lines)
@@ -71,6 +72,16 @@ def _grid(found: Row, rows: list[Row], what: str, dense: Mapping[str, str], show
     out.print(table)
     assert isinstance(out.file, io.StringIO)
     return [line.rstrip() for line in out.file.getvalue().splitlines()]
+
+
+def _damping_lines(found: Row) -> list[str]:
+    """What methods that need a positive definite second moment put on its diagonal."""
+    added = {choice["method"]: choice.get("added", {}) for choice in found["choices"]}
+    return [
+        f"{method}: {len(of)} second moments were damped, by {max(of.values()):.3g} on the diagonal at most"
+        for method, of in added.items()
+        if of
+    ]
 
 
 def _healing_lines(found: Row) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from command_line import edge_svd
 
-from edge_svd.calibrate.collect import inner_sites
+from edge_svd.calibrate.collect import Estimator, inner_sites
 from edge_svd.compare.asked import Asked, Cell
 from edge_svd.compare.folder import refuse_other, write_folder
 from edge_svd.compare.matrices import Decomposed
@@ -22,7 +22,8 @@ from edge_svd.errors import InputError
 from edge_svd.files import canonical_json
 from edge_svd.models import OpenedModel
 from edge_svd.planner.held_out import replaced
-from edge_svd.steps import estimator_of
+from edge_svd.report.compare_table import compare_table
+from edge_svd.steps import Calibration, estimator_of, run_calibration
 
 SMALL = {"window": 32, "windows": 3}
 
@@ -161,6 +162,36 @@ def test_command_table_and_page(folder: Path, text: Path, tmp_path: Path) -> Non
     assert again.code == 2 and "--force" in again.err
     forced = edge_svd(*line, "--force", "--json")
     assert forced.json["rows"] == data["rows"]
+
+
+def test_fewer_tokens_than_inputs(opened: OpenedModel, text: Path, tmp_path: Path) -> None:
+    """Cholesky whitening says what it had to add; methods that need nothing add nothing, and all stay finite."""
+    settings = Calibration((str(text),), 2, 32, estimator=Estimator(weighted=False))
+    few = run_calibration(opened, settings, tmp_path / "statistics", extras=())[0]
+    assert few.tokens < min(site.shape[1] for site in inner_sites(opened.sites))
+    found = compare(opened, few, asked(text, "svd-llm svd-llm-v2 io-svd", ratios=(0.6,)))
+    assert all(math.isfinite(row["perplexity"]) and math.isfinite(row["kl"]) for row in found["rows"])
+    added = {choice["method"]: choice["added"] for choice in found["choices"]}
+    assert len(added["svd-llm"]) == len(inner_sites(opened.sites)) and min(added["svd-llm"].values()) > 0
+    assert not added["svd-llm-v2"] and not added["io-svd"]
+    said = [line for line in compare_table(found).splitlines() if "were damped" in line]
+    assert len(said) == 1 and said[0].startswith("svd-llm: ")
+
+
+def test_healed_cells(folder: Path, text: Path) -> None:
+    options = ["--calibration", str(text), "--calibration-windows", "8", "--calibration-window", "32"]
+    options += ["--text", str(text), "--window", "32", "--windows", "2"]
+    ways = "none,refit:windows=4,refit:windows=4,damping=0.1+distil:steps=3,rate=1e-3"
+    line = ["compare", str(folder), "--methods", "svd", "--ratios", "0.5", "--heal", ways, "--heal-windows", "16"]
+    found = edge_svd(*line, *options, "--json").json
+    names = [choice["heal"] for choice in found["choices"]]
+    assert names == ["none", "refit:windows=4", "refit:windows=4,damping=0.1+distil:steps=3,rate=1e-3"]
+    steps = [[step["step"] for step in choice["healing"]] for choice in found["choices"]]
+    assert steps == [[], names[1:2], names[2].split("+")]
+    kl = [row["kl"] for row in found["rows"]]
+    assert len(set(kl)) == 3
+    refused = edge_svd("compare", str(folder), "--methods", "svd", "--ratios", "0.5", "--heal", "bandage", *options)
+    assert refused.code == 2 and "Unknown way of healing 'bandage'; known: distil, refit" in refused.err
 
 
 def test_bad_input(opened: OpenedModel, statistics: Any, text: Path, tmp_path: Path) -> None:
