@@ -18,6 +18,7 @@ class ByKl:
     needs: tuple[str, ...] = ()
     priced_as = "second-order"
     beyond_plans = ""
+    measures = ""
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
         return torch.arange(len(factorization.energy))

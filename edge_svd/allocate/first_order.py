@@ -1,7 +1,8 @@
 """`first-order` (IO-SVD, arXiv 2605.15626; Zero-Sum SVD, arXiv 2602.02848): prune the least sensitive components.
 
-A component's score is the first-order change of the calibration loss when it is removed, |⟨∂L/∂W, b_r a_r⟩|, on windows
-that did not make the metric.
+A component's score is the first-order change of the calibration loss when it is removed, the mean over windows of
+|⟨∂L_w/∂W, b_r a_r⟩|, on windows that did not make the metric. The mean gradient of a trained model is little but noise;
+where the windows' own are not at hand, as in a plan of bytes, its |⟨∂L/∂W, b_r a_r⟩| has to do.
 """
 
 from __future__ import annotations
@@ -15,9 +16,16 @@ from edge_svd.allocate.strategy import ALLOCATIONS, HasGradient, Scores
 from edge_svd.decompose import Factorization
 
 
-def sensitivity(factorization: Factorization, gradient: torch.Tensor) -> torch.Tensor:
-    """|b_rᵀ G a_r| for every component [r], nats per token."""
-    return ((gradient.T @ factorization.b) * factorization.a.T).sum(0).abs()
+def changes_of(factorization: Factorization, gradient: torch.Tensor) -> torch.Tensor:
+    """⟨G, b_r a_r⟩ = b_rᵀ G a_r for every component [r]; G [m, n]."""
+    return ((gradient.T @ factorization.b) * factorization.a.T).sum(0)
+
+
+def sensitivity(factorization: Factorization, site: HasGradient) -> torch.Tensor:
+    """How much the loss changes to first order without a component [r], nats per token."""
+    if site.changes is not None:
+        return site.changes.double().abs().mean(0)
+    return changes_of(factorization, site.gradient).abs()
 
 
 class FirstOrder:
@@ -28,14 +36,15 @@ class FirstOrder:
     needs: tuple[str, ...] = ("gradient",)
     priced_as = "first-order"
     beyond_plans = ""
+    measures = "changes"
 
     def order(self, factorization: Factorization, site: HasGradient) -> torch.Tensor:
-        return torch.argsort(sensitivity(factorization, site.gradient), descending=True, stable=True)
+        return torch.argsort(sensitivity(factorization, site), descending=True, stable=True)
 
     def tail(
         self, factorization: Factorization, order: torch.Tensor, truncation: torch.Tensor, site: HasGradient
     ) -> torch.Tensor:
-        scores = sensitivity(factorization, site.gradient)[order]
+        scores = sensitivity(factorization, site)[order]
         return torch.cat([scores.flip(0).cumsum(0).flip(0), scores.new_zeros(1)])
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:

@@ -23,6 +23,7 @@ class SecondOrderMeasured(ByKl):
     """
 
     rule = None
+    measures = "type"
 
     def repriced(self, field: Field, choice: Sequence[int]) -> Scores | None:
         if field.truncated is None:

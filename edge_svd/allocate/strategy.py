@@ -18,10 +18,14 @@ Scores: TypeAlias = list[NDArray[np.float64]]
 
 
 class HasGradient(Protocol):
-    """Where a strategy finds the loss gradient of the matrix at hand."""
+    """Where a strategy finds the loss gradient of the matrix at hand, and of every window ⟨∂L_w/∂W, b_r a_r⟩, nats per
+    token [windows, r], where that was measured."""
 
     @property
     def gradient(self) -> torch.Tensor: ...
+
+    @property
+    def changes(self) -> torch.Tensor | None: ...
 
 
 class Strategy(Protocol):
@@ -31,13 +35,16 @@ class Strategy(Protocol):
     without one take the least total price, which the planner's solver finds. `in_kl`: the price is the predicted KL
     itself, so corrections of predictions apply to it. `needs`: the statistics that it looks at beyond the metrics
     (`decompose.Measured`). `priced_as`: the strategy that stands for all with the same order and the same prices.
-    `beyond_plans`: what it needs that a plan of bytes does not have, "" where a plan has everything.
+    `beyond_plans`: what it needs that a plan of bytes does not have, "" where a plan has everything. `measures`: what a
+    comparison measures for it: "changes" by component (`HasGradient`), "single" matrices truncated (`Field.measured`),
+    all of a "type" (`Field.truncated`), or "".
     """
 
     in_kl: bool
     needs: tuple[str, ...]
     priced_as: str
     beyond_plans: str
+    measures: str
 
     @property
     def rule(self) -> Rule | None: ...

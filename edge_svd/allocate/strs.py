@@ -18,6 +18,7 @@ class Strs(ByKl):
     """
 
     beyond_plans = "perplexities measured with single matrices truncated"
+    measures = "single"
 
     def rule(self, field: Field, budget: int) -> list[int] | None:
         if field.measured is None:

@@ -7,8 +7,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from edge_svd.allocate import allocation
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.compare.asked import Cell
+from edge_svd.compare.component_changes import component_changes
 from edge_svd.compare.healer import Healer
 from edge_svd.compare.made import Made
 from edge_svd.compare.matrices import Decomposed
@@ -40,9 +42,14 @@ class AtRatios:
             start = time.monotonic()
             own = [cell for cell in cells if cell.allocation == name]
             with step(f"Allocating by {name}") as tick:
-                priced = found.priced(name)
-                measured = self._sensitivities(found, tick) if name == "strs" else None
-                meter = self._meter() if name == "second-order-measured" else None
+                wanted, windows, changes = allocation(name).measures, self.statistics.held_out(), None
+                if wanted == "changes":
+                    changes = component_changes(self.opened, found.factorizations, windows, tick)
+                priced = found.priced(name, changes)
+                measured = self._sensitivities(found, tick) if wanted == "single" else None
+                meter = None
+                if wanted == "type":
+                    meter = HeldOutKl(self.opened.model, windows, self.opened.architecture)
                 ratios = dict.fromkeys(cell.ratio for cell in own if cell.ratio is not None)
                 chosen = {ratio: found.choose(name, ratio, priced, measured, meter) for ratio in ratios}
             seconds = decomposed + (time.monotonic() - start) / len(chosen)
@@ -57,9 +64,6 @@ class AtRatios:
                 if cell.heal != NONE:
                     factors, record["healing"] = self.healer(cell.heal, factors, cell.title)
                 yield Made(cell, record, partial(factored, self.opened.model, factors))
-
-    def _meter(self) -> HeldOutKl:
-        return HeldOutKl(self.opened.model, self.statistics.held_out(), self.opened.architecture)
 
     def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
         ids = self.statistics.held_out()

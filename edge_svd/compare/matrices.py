@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from edge_svd.allocate import Field, Strategy, allocation
+from edge_svd.allocate.first_order import changes_of
 from edge_svd.architectures import Site
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
@@ -78,14 +79,15 @@ class Decomposed:
         with torch.no_grad():
             return self._context(site).factorization
 
-    def priced(self, name: str) -> list[Priced]:
-        """Every matrix as the allocation of that name prices it."""
+    def priced(self, name: str, changes: Mapping[str, torch.Tensor] | None = None) -> list[Priced]:
+        """Every matrix as the allocation of that name prices it; changes: what `component_changes` found."""
         strategy = allocation(name)
 
         def of(site: Site) -> Priced:
             context = self._context(site, name)
             found = self.factorizations[site.name]
             context.__dict__["factorization"] = found
+            context.__dict__["changes"] = None if changes is None else changes[site.name]
             with torch.no_grad():
                 return _priced(context, found, strategy)
 
@@ -177,7 +179,7 @@ def _signed(context: SiteContext, found: Factorization, strategy: Strategy) -> N
     """-⟨∂L/∂W, b_r a_r⟩ for every component."""
     if "gradient" not in strategy.needs:
         return None
-    return -((context.gradient.T @ found.b) * found.a.T).sum(0).numpy()
+    return -changes_of(found, context.gradient).numpy()
 
 
 def _between_ranks(context: SiteContext, found: Factorization) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from command_line import edge_svd
 
 from edge_svd.calibrate.collect import Estimator, inner_sites
 from edge_svd.compare.asked import Asked, Cell
+from edge_svd.compare.component_changes import component_changes
 from edge_svd.compare.folder import refuse_other, write_folder
 from edge_svd.compare.matrices import Decomposed
 from edge_svd.compare.meter import TextMeter
@@ -162,6 +163,24 @@ def test_command_table_and_page(folder: Path, text: Path, tmp_path: Path) -> Non
     assert again.code == 2 and "--force" in again.err
     forced = edge_svd(*line, "--force", "--json")
     assert forced.json["rows"] == data["rows"]
+
+
+def test_first_order_changes_of_single_components(opened: OpenedModel, statistics: Any) -> None:
+    """Against the derivative of a window's loss along a component, by autograd."""
+    windows, made = statistics.held_out(), Decomposed(opened, statistics, "svd-llm")
+    found = component_changes(opened, made.factorizations, windows, lambda done, total: None)
+    for site in inner_sites(opened.sites)[::4]:
+        factors, weight = made.factorizations[site.name], opened.model.get_submodule(site.name).weight
+        for row, ids in enumerate(windows):
+            weight.requires_grad_(True)
+            with torch.enable_grad():
+                q = torch.log_softmax(opened.model(input_ids=ids[None]).logits[0], -1)[:-1]
+                loss = -q.gather(1, ids[1:, None]).sum() / len(ids)
+            (gradient,) = torch.autograd.grad(loss, weight)
+            weight.requires_grad_(False)
+            for r in (0, 5, 40):
+                change = float((gradient.double() * torch.outer(factors.b[:, r], factors.a[r])).sum())
+                assert float(found[site.name][row, r]) == pytest.approx(change, rel=1e-3, abs=1e-6)
 
 
 def test_fewer_tokens_than_inputs(opened: OpenedModel, text: Path, tmp_path: Path) -> None:

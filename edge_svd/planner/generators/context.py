@@ -88,6 +88,11 @@ class SiteContext:
         return self.statistics.gradient(self.site)
 
     @cached_property
+    def changes(self) -> torch.Tensor | None:
+        """First-order changes of the loss by window and component; known only where a comparison measured them."""
+        return None
+
+    @cached_property
     def factorization(self) -> Factorization:
         return self.decomposed(self.w)
 
