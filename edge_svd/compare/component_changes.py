@@ -29,7 +29,7 @@ def component_changes(
     for row, ids in enumerate(windows):
 
         def keep(site: Site, gradient: torch.Tensor, row: int = row) -> None:
-            found[site.name][row] = changes_of(narrow[site.name], gradient) / windows.shape[1]
+            found[site.name][row] = changes_of(narrow[site.name], gradient) / (windows.shape[1] - 1)
 
         add_gradients(opened.model, opened.architecture, opened.sites, keep, ids)
         progress(row + 1, len(windows))
