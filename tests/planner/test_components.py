@@ -33,6 +33,7 @@ def context(method: str, strategy: str, rank_deficient: bool = False) -> Any:
         c_in=c_in,
         c_out=c_out,
         gradient=torch.from_numpy(rng.standard_normal((M, N))),
+        changes=None,
         strategy=allocation(strategy),
         factorization=decompose(method)(weight.double(), Metrics(c_in, c_out)),
     )
@@ -87,6 +88,15 @@ def test_first_order_orders_by_the_gradient() -> None:
     f = c.factorization
     scores = torch.tensor([abs(float((c.gradient * torch.outer(f.b[:, r], f.a[r])).sum())) for r in range(M)])
     assert bool((scores[table.order].diff() <= 1e-9).all())
+    assert float(table.score[0]) == pytest.approx(float(scores.sum())) and float(table.score[M]) == 0
+
+
+def test_first_order_orders_by_the_windows_where_they_are_known() -> None:
+    c = context("io-svd", "first-order")
+    c.changes = torch.from_numpy(np.random.default_rng(7).standard_normal((5, M)))
+    table = component_table(c)
+    scores = c.changes.abs().mean(0)
+    assert table.order.tolist() == torch.argsort(scores, descending=True).tolist()
     assert float(table.score[0]) == pytest.approx(float(scores.sum())) and float(table.score[M]) == 0
 
 
