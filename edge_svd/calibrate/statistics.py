@@ -125,7 +125,7 @@ class Statistics:
     def moment(self, site: Site) -> torch.Tensor:
         """[n, n] float64, E[x xᵀ] of all tokens alike: `c_in`, where that weighs them so (and of an encoder), otherwise
         taken on its own; InputError where it was not."""
-        if self.of_passages or not self.key["estimator"]["weighted"]:
+        if self.of_passages or not self.key["estimator"].get("weighted", True):
             return self.c_in(site)
         self._require(ACTIVATIONS)
         return self._symmetric(f"in.{site.input}", site.shape[1], ACTIVATIONS)
