@@ -18,8 +18,8 @@ class SecondOrderMeasured(ByKl):
 
     Measured with all matrices of the type as `second-order` cuts them, on held-out windows of the calibration. The
     whole factor would be right where the type is cut as it was measured, and goes too far where the new choice cuts it
-    otherwise; its root measures better (docs/methods.md). Prices of a plan of bytes are corrected by measurements of
-    the planner's own, so there this is `second-order`.
+    otherwise. Prices of a plan of bytes are corrected by measurements of the planner's own, so there this is
+    `second-order`.
     """
 
     rule = None
