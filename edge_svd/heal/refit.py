@@ -12,15 +12,11 @@ from edge_svd.architectures import Site, sites_of
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.errors import Failure
 from edge_svd.factored import FactoredLinear, Factors, factored
-from edge_svd.heal.layers import Layers
+from edge_svd.heal.layers import Layers, reaching
 from edge_svd.heal.registry import HEALINGS, Patient, Progress
 from edge_svd.registry import within
 
 BATCH = 4
-
-
-class _Reached(Exception):
-    """Ends a layer's forward pass where the rest of it is not wanted."""
 
 
 @HEALINGS.register("refit")
@@ -51,8 +47,9 @@ class Refit:
         calls: dict[int, Layers] = {}
         compressed: list[torch.Tensor] = []
         for ids in batches:
-            calls[len(ids)] = entered = Layers(model, patient.architecture, ids)
-            compressed.append(entered.first)
+            if len(ids) not in calls:
+                calls[len(ids)] = Layers(model, patient.architecture, ids)
+            compressed.append(calls[len(ids)].entering(ids))
         dense = list(compressed)
         found: dict[str, Factors] = {}
         sites = inner_sites(sites_of(patient.architecture))
@@ -133,17 +130,7 @@ def _dense_outputs(
 
 def _input_of(model: Any, site: Site, calls: Layers, number: int, hidden: torch.Tensor) -> torch.Tensor:
     """What reaches a matrix with the modules that stand there now, [tokens, n]."""
-    seen: list[torch.Tensor] = []
-
-    def stop(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        seen.append(arguments[0].flatten(0, -2))
-        raise _Reached
-
-    handle = model.get_submodule(site.name).register_forward_pre_hook(stop)
-    try:
-        calls(number, hidden)
-    except _Reached:
-        return seen[0]
-    finally:
-        handle.remove()
-    raise Failure(f"The layer {number} does not call {site.name}.")
+    found = reaching(model.get_submodule(site.name), lambda: calls(number, hidden))
+    if found is None:
+        raise Failure(f"The layer {number} does not call {site.name}.")
+    return found.flatten(0, -2)
