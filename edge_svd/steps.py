@@ -13,9 +13,9 @@ import torch
 
 from edge_svd.allocate import allocation
 from edge_svd.architectures import sites_of
+from edge_svd.bfloat16 import bfloat16_is_faster
 from edge_svd.calibrate.collect import Estimator
 from edge_svd.calibrate.cotangents import ESTIMATORS
-from edge_svd.calibrate.generate import has_bfloat16
 from edge_svd.calibrate.passages import PassageText, passages_from
 from edge_svd.calibrate.run import calibrate, statistics_key
 from edge_svd.calibrate.run_passages import calibrate_passages, passage_key
@@ -78,8 +78,8 @@ def steps_of(minutes: float) -> int:
 
 
 def fast_precision() -> str:
-    """bfloat16 where the processor multiplies it in hardware: calibration there takes half the time."""
-    return "bfloat16" if has_bfloat16() else "float32"
+    """bfloat16 where the processor multiplies it faster: calibration takes half the time then."""
+    return "bfloat16" if bfloat16_is_faster() else "float32"
 
 
 def estimator_of(text: str) -> Estimator:

@@ -13,7 +13,6 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from edge_svd.architectures import Architecture
+from edge_svd.bfloat16 import bfloat16_is_faster
 from edge_svd.calibrate.openings import REQUESTS, TEXTS
 from edge_svd.companions import chat_template
 from edge_svd.errors import InputError
@@ -206,13 +206,12 @@ class _Buffers(Cache):
 
 @contextmanager
 def _fast(model: Any) -> Iterator[Any]:
-    """The model to sample from: a bfloat16 copy where the processor multiplies bfloat16 in hardware, else the model
-    itself.
+    """The model to sample from: a bfloat16 copy where the processor multiplies those faster, else the model itself.
 
-    Sampling in bfloat16 takes less than half the time there. The text is a sample of a distribution that is the dense
+    Sampling then takes less than half the time. The text is a sample of a distribution that is the dense
     model's up to rounding, and nothing that is measured rests on the copy.
     """
-    if not has_bfloat16():
+    if not bfloat16_is_faster():
         yield model
         return
     rounded = {
@@ -224,21 +223,12 @@ def _fast(model: Any) -> Iterator[Any]:
     yield writer
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor has bfloat16 matrix instructions (Linux says; elsewhere the answer is no)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
-
-
 def writer_key() -> dict[str, Any]:
     """What, besides the model, the shape and the seed, decides the text that is written."""
     return {
         "openings": hashlib.sha256(repr((TEXTS, REQUESTS)).encode()).hexdigest(),
         "sampling": [TOP_P, TOP_K, BATCH, PIECE, CACHE_BYTES],
-        "bfloat16": has_bfloat16(),
+        "bfloat16": bfloat16_is_faster(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -51,7 +51,7 @@ def model_of(family: str, **changes: Any) -> Any:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample from the float32 model itself, whatever the processor."""
-    monkeypatch.setattr(generate, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(generate, "bfloat16_is_faster", lambda: False)
 
 
 def write(model: Any, window: int = 64, count: int = 6, seed: int = 0, words: Any = None, **options: Any) -> Any:
@@ -61,7 +61,7 @@ def write(model: Any, window: int = 64, count: int = 6, seed: int = 0, words: An
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_windows_are_full_deterministic_and_seeded(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(generate, "bfloat16_is_faster", lambda: bfloat16)
     monkeypatch.setattr(generate, "BATCH", 4)
     model = model_of("llama")
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
