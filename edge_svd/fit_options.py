@@ -106,12 +106,12 @@ def names_of(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def ratios_of(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them; InputError on anything else."""
+def ratios_of(text: str, option: str = "--ratios", example: str = "0.8,0.6") -> tuple[float, ...]:
+    """Numbers with commas between them; InputError naming the option on anything else."""
     try:
         return tuple(dict.fromkeys(float(part) for part in text.split(",") if part.strip()))
     except ValueError:
-        raise InputError(f"--ratios {text!r} must be numbers with commas between them, like 0.8,0.6.") from None
+        raise InputError(f"{option} {text!r} must be numbers with commas between them, like {example}.") from None
 
 
 def sizes_of(text: str) -> tuple[int, ...]:

@@ -21,6 +21,14 @@ def compare(
     sizes: Annotated[
         str, typer.Option("--sizes", help="Bytes of the whole folder, rounded as it ships: 110MB,90MB.")
     ] = "",
+    over_dense: Annotated[
+        str,
+        typer.Option(
+            "--over-dense",
+            help="Perplexity over the dense model's, on held-out calibration text, at which as few parameters as "
+            "possible are kept: 1.2,1.5.",
+        ),
+    ] = "",
     text: Annotated[
         list[Path] | None, typer.Option("--text", help="Text to measure on, plain or .gz; repeatable.")
     ] = None,
@@ -78,6 +86,7 @@ def compare(
         CANDIDATES if candidates is None else candidates,
         tuple(task or ()),
         task_limit,
+        ratios_of(over_dense, "--over-dense", "1.2,1.5"),
     )
     asked.check()
     if candidates is not None and not asked.sizes:

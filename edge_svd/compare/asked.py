@@ -1,7 +1,9 @@
-"""What a comparison is asked for: methods x allocations x (ratios x ways of healing, and sizes), on texts and tasks."""
+"""What a comparison is asked for: methods x allocations x ((ratios and targets) x ways of healing, and sizes), on texts
+and tasks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ TASK_LIMIT = 200
 class Cell:
     """One way of making a model smaller, in the names of the command line; ratio: share of the parameters kept of the
     matrices between embedding and head; heal_windows: calibration text that healing sees. Or, where there is no ratio,
+    target: perplexity over the dense model's on held-out calibration text, at which as little as possible is kept; or
     size: bytes of the whole folder, planned from those candidates and rounded as it ships."""
 
     method: str
@@ -36,6 +39,7 @@ class Cell:
     heal_windows: int = 0
     size: int | None = None
     candidates: tuple[str, ...] = ()
+    target: float | None = None
 
     @property
     def names(self) -> dict[str, Any]:
@@ -43,27 +47,31 @@ class Cell:
         if self.size is not None:
             plan = {"size": self.size, "candidates": list(self.candidates), "prices": PRICES}
             return {"method": self.method, "allocation": self.allocation, **plan}
-        names = {"method": self.method, "allocation": self.allocation, "ratio": self.ratio, "heal": self.heal}
+        names: dict[str, Any] = {"method": self.method, "allocation": self.allocation, "heal": self.heal}
+        names |= {"ratio": self.ratio} if self.target is None else {"target": self.target}
         return names if self.heal == NONE else names | {"heal_windows": self.heal_windows}
 
     @property
     def fields(self) -> dict[str, Any]:
         """What tells it from others in compare.json."""
         found = {"method": self.method, "allocation": self.allocation, "ratio": self.ratio, "size": self.size}
-        found["heal"] = self.heal
+        found |= {"target": self.target, "heal": self.heal}
         return found if self.heal == NONE else found | {"heal_windows": self.heal_windows}
 
     @property
     def title(self) -> str:
         """What progress calls it."""
-        amount = f"{self.ratio:g}" if self.size is None else format_size(self.size)
+        if self.size is not None:
+            return f"{self.method}, {self.allocation}, {format_size(self.size)}"
+        amount = f"{self.ratio:g}" if self.target is None else f"at {self.target:g} times dense"
         return f"{self.method}, {self.allocation}, {amount}"
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Methods x allocations x (ratios x healing, and sizes in bytes) on texts and tasks; windows of the texts, and of
-    the text to heal on; candidates of the plans for sizes, as `fit` takes them; items of a task that are scored."""
+    """Methods x allocations x ((ratios and targets) x healing, and sizes in bytes) on texts and tasks; windows of the
+    texts, and of the text to heal on; candidates of the plans for sizes, as `fit` takes them; items of a task that are
+    scored."""
 
     methods: tuple[str, ...]
     allocations: tuple[str, ...]
@@ -77,6 +85,7 @@ class Asked:
     candidates: str = CANDIDATES
     tasks: tuple[Path, ...] = ()
     task_limit: int = TASK_LIMIT
+    targets: tuple[float, ...] = ()
 
     def check(self) -> None:
         """InputError on an unknown name, a ratio outside (0, 1], nothing to compare, or what plans for sizes cannot
@@ -84,7 +93,7 @@ class Asked:
         for name, found in (
             ("method", self.methods),
             ("allocation", self.allocations),
-            ("ratio or size", (*self.ratios, *self.sizes)),
+            ("ratio, size or target", (*self.ratios, *self.sizes, *self.targets)),
             ("text or task", (*self.texts, *self.tasks)),
         ):
             if not found:
@@ -105,6 +114,9 @@ class Asked:
         for ratio in self.ratios:
             if not 0 < ratio <= 1:
                 raise InputError(f"The ratio of parameters kept must be above 0 and at most 1, not {ratio:g}.")
+        for target in self.targets:
+            if not (math.isfinite(target) and target > 1):
+                raise InputError(f"The perplexity allowed, over the dense model's, must be above 1, not {target:g}.")
         candidate_kinds(self.candidates)
 
     @property
@@ -121,5 +133,8 @@ class Asked:
                 for ratio in self.ratios:
                     for heal in self.heals:
                         yield Cell(method, name, ratio, heal, self.heal_windows)
+                for target in self.targets:
+                    for heal in self.heals:
+                        yield Cell(method, name, None, heal, self.heal_windows, target=target)
                 for size in self.sizes:
                     yield Cell(method, name, None, size=size, candidates=kinds)

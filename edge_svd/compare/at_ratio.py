@@ -1,9 +1,9 @@
-"""Cells at a ratio: factors in fp32 at equal parameters, healed where that is asked for."""
+"""Cells at a ratio, or at the lowest one that meets a target: factors in fp32, healed where that is asked for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,10 +12,12 @@ from edge_svd.calibrate.statistics import Statistics
 from edge_svd.compare.asked import Cell
 from edge_svd.compare.component_changes import component_changes
 from edge_svd.compare.healer import Healer
+from edge_svd.compare.least import least_share
 from edge_svd.compare.made import Made
-from edge_svd.compare.matrices import Decomposed
+from edge_svd.compare.matrices import Choice, Decomposed
 from edge_svd.compare.rows import Row, Rows
 from edge_svd.compare.sensitivity import TOKENS, FromLayer, Sensitivities
+from edge_svd.errors import InputError
 from edge_svd.factored import factored
 from edge_svd.heal import NONE
 from edge_svd.models import OpenedModel
@@ -50,12 +52,20 @@ class AtRatios:
                 meter = None
                 if wanted == "type":
                     meter = HeldOutKl(self.opened.model, windows, self.opened.architecture)
-                ratios = dict.fromkeys(cell.ratio for cell in own if cell.ratio is not None)
-                chosen = {ratio: found.choose(name, ratio, priced, measured, meter) for ratio in ratios}
+                choose = partial(found.choose, name, priced=priced, measured=measured, meter=meter)
+                chosen: dict[tuple[float | None, float | None], Choice] = {}
+                for cell in own:
+                    if (cell.ratio, cell.target) in chosen:
+                        continue  # healed otherwise, and the same before that
+                    if cell.ratio is not None:
+                        kept = choose(cell.ratio)
+                    else:
+                        assert cell.target is not None
+                        kept = self._least(found, choose, cell.target)
+                    chosen[cell.ratio, cell.target] = kept
             seconds = decomposed + (time.monotonic() - start) / len(chosen)
             for cell in own:
-                assert cell.ratio is not None
-                kept = chosen[cell.ratio]
+                kept = chosen[cell.ratio, cell.target]
                 record: Row = {"parameters": kept.parameters, "budget": kept.budget, "ranks": kept.ranks}
                 record["seconds"] = round(seconds, 1)
                 added = {site: factors.added for site, factors in found.factorizations.items() if factors.added > 0}
@@ -65,17 +75,31 @@ class AtRatios:
                     factors, record["healing"] = self.healer(cell.heal, factors, cell.title)
                 yield Made(cell, record, partial(factored, self.opened.model, factors))
 
-    def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
+    def _decoder(self) -> FromLayer:
         ids = self.statistics.held_out()
+        return FromLayer(self.opened.model, self.opened.architecture, ids[: max(1, TOKENS // ids.shape[1])])
 
-        def decoder() -> FromLayer:
-            return FromLayer(self.opened.model, self.opened.architecture, ids[: max(1, TOKENS // ids.shape[1])])
+    def _least(self, found: Decomposed, choose: Callable[[float], Choice], target: float) -> Choice:
+        """The smallest choice whose perplexity on held-out calibration text is at most `target` times the dense one."""
+        decoder = self._decoder()
+        allowed = target * decoder.perplexity(0)
 
+        def meets(ratio: float) -> bool:
+            try:
+                kept = choose(ratio)
+            except InputError:  # the allocation cannot keep as little
+                return False
+            with factored(self.opened.model, found.factors(kept)):
+                return decoder.perplexity(0) <= allowed
+
+        return choose(least_share(meets))
+
+    def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
         self.rows.folder.mkdir(parents=True, exist_ok=True)
         return Sensitivities(
             found.sites,
             lambda site, rank: found.factorizations[site.name].truncated(rank).float(),
-            decoder,
+            self._decoder,
             self.rows.file(["sensitivities", found.method]),
             tick,
         )

@@ -15,7 +15,14 @@ from edge_svd.planner.survey import candidate_kinds
 FACTOR_BYTES = 2
 """Of a parameter, where factors are counted as they are usually published, in 16 bits."""
 
-DENSE: dict[str, Any] = {"method": "dense", "allocation": None, "ratio": None, "size": None, "heal": None}
+DENSE: dict[str, Any] = {
+    "method": "dense",
+    "allocation": None,
+    "ratio": None,
+    "size": None,
+    "target": None,
+    "heal": None,
+}
 
 
 def result(

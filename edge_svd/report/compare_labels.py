@@ -22,8 +22,10 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def amount(row: Mapping[str, Any]) -> str:
-    """The ratio, or the size that was asked for."""
-    return f"{row['ratio']:g}" if row["size"] is None else format_size(row["size"], 1)
+    """The ratio, the size or the target that was asked for."""
+    if row["size"] is not None:
+        return format_size(row["size"], 1)
+    return f"{row['ratio']:g}" if row["target"] is None else f"≤ {row['target']:g}x"
 
 
 def healed(found: Mapping[str, Any]) -> bool:

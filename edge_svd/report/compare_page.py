@@ -33,7 +33,8 @@ def compare_page(found: Mapping[str, Any]) -> str:
         + _lines(found["choices"], found["tasks"]),
         task_names=list(dict.fromkeys((row["task"], row["n"]) for row in found["tasks"])),
         healed=healed(found),
-        by_ratio=any(choice["size"] is None for choice in found["choices"]),
+        by_ratio=any(choice["ratio"] is not None for choice in found["choices"]),
+        by_target=any(choice["target"] is not None for choice in found["choices"]),
         by_size=any(choice["size"] is not None for choice in found["choices"]),
         maps=[_map(found, choice, i) for i, choice in enumerate(found["choices"])],
         css=Markup(_file("front_page.css") + style_rules()),
@@ -63,11 +64,16 @@ def _lines(choices: list[Any], rows: list[Any]) -> list[dict[str, Any]]:
     """Every choice with its cells, a text or task each, in their order."""
     cells: dict[Any, list[Any]] = {}
     for row in rows:
-        cells.setdefault((key(row), row["ratio"], row["size"]), []).append(row)
-    return [{**choice, "cells": cells.get((key(choice), choice["ratio"], choice["size"]), [])} for choice in choices]
+        cells.setdefault((key(row), amount_of(row)), []).append(row)
+    return [{**choice, "cells": cells.get((key(choice), amount_of(choice)), [])} for choice in choices]
+
+
+def amount_of(row: Mapping[str, Any]) -> tuple[float | None, int | None, float | None]:
+    """What was asked for: ratio, size or target."""
+    return row["ratio"], row["size"], row["target"]
 
 
 def _map(found: Mapping[str, Any], choice: Mapping[str, Any], i: int) -> dict[str, Any]:
-    title = f"{label(choice)}, {'ratio ' if choice['size'] is None else ''}{amount(choice)}"
+    title = f"{label(choice)}, {'' if choice['ratio'] is None else 'ratio '}{amount(choice)}"
     cells = rank_cells(found["matrices"], choice["ranks"])
     return {"title": title, "svg": Markup(heat_map(cells, FAMILIES, f"Ranks of {title}", f"map-{i}"))}

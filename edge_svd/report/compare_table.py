@@ -32,10 +32,21 @@ def compare_table(found: Row, folder: Path | None = None) -> str:
 
 def _loss_lines(found: Row) -> list[str]:
     dense = {text["name"]: number(text["dense_perplexity"]) for text in found["texts"]}
-    lines = _grid(found, found["rows"], "text", dense, lambda row: f"{number(row['perplexity'])} ({row['kl']:.3f})")
+    total = found["model"]["parameters"]
+
+    def cell(row: Row) -> str:
+        kept = "" if row["target"] is None else f" {row['parameters'] / total:.1%}"
+        return f"{number(row['perplexity'])} ({row['kl']:.3f}){kept}"
+
+    lines = _grid(found, found["rows"], "text", dense, cell)
     lines.append("perplexity (KL to the dense model, nats per token)")
-    if any(choice["size"] is None for choice in found["choices"]):
+    if any(choice["ratio"] is not None for choice in found["choices"]):
         lines.append("at a ratio of the linears' parameters: fp32 factors")
+    if any(choice["target"] is not None for choice in found["choices"]):
+        lines.append(
+            "≤ a multiple of the dense perplexity, on held-out calibration text: fp32 factors, and the share kept of "
+            "the linears' parameters"
+        )
     if found["candidates"]:
         lines.append(
             f"at a size of the whole folder: planned from {', '.join(found['candidates'])}, rounded as shipped"

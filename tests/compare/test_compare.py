@@ -218,7 +218,7 @@ def test_bad_input(opened: OpenedModel, statistics: Any, text: Path, tmp_path: P
         (asked(text, "nonsense"), "Unknown decomposition"),
         (asked(text, "svd", "nonsense"), "Unknown allocation"),
         (asked(text, "svd", ratios=(1.5,)), "at most 1, not 1.5"),
-        (asked(text, "svd", ratios=()), "no ratio or size"),
+        (asked(text, "svd", ratios=()), "no ratio, size or target"),
         (Asked(("svd",), ("uniform",), (0.5,), ()), "no text or task"),
         (asked(text, "svd", ""), "no allocation"),
         (asked(text, ""), "no method"),

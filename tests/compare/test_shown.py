@@ -18,8 +18,14 @@ STEPS = [
 ]
 
 
-def choice(method: str, heal: str = "none", ratio: float | None = None, size: int | None = None) -> dict[str, Any]:
-    found = {"method": method, "allocation": "uniform", "ratio": ratio, "size": size, "heal": heal}
+def choice(
+    method: str,
+    heal: str = "none",
+    ratio: float | None = None,
+    size: int | None = None,
+    target: float | None = None,
+) -> dict[str, Any]:
+    found = {"method": method, "allocation": "uniform", "ratio": ratio, "size": size, "target": target, "heal": heal}
     ranks = {name: 8 if i % 2 else None for i, name in enumerate(SITES)}
     healing = [] if heal == "none" else STEPS
     return found | {
@@ -38,7 +44,7 @@ def found(*choices: dict[str, Any], tasks: bool = False) -> dict[str, Any]:
         for text in ("alpha", "<beta>"):
             rows.append(made | {"text": text, "perplexity": 20.0 + i, "kl": 0.1 * i, "over_dense": 2.0 + i})
         scores.append(made | score)
-    nobody = {"method": "dense", "allocation": None, "ratio": None, "size": None, "heal": None}
+    nobody = {"method": "dense", "allocation": None, "ratio": None, "size": None, "target": None, "heal": None}
     sized = any(made["size"] for made in choices)
     return {
         "model": {"name": "some/model", "digest": "0", "parameters": 9000},
@@ -58,10 +64,11 @@ RATIOS = found(
 )
 SIZES = found(choice("svd", size=90_000_000), choice("svd", size=110_000_000), tasks=True)
 HEALED = found(choice("svd", ratio=0.5), choice("svd", "refit+distil:steps=9", ratio=0.5))
+TARGETS = found(choice("svd", target=1.2), choice("svd", target=1.5), tasks=True)
 BOTH = found(choice("svd", ratio=0.5), choice("svd", size=90_000_000), tasks=True)
 
 
-@pytest.mark.parametrize("content", [RATIOS, SIZES, HEALED, BOTH, BOTH | {"rows": [], "texts": []}])
+@pytest.mark.parametrize("content", [RATIOS, SIZES, HEALED, BOTH, TARGETS, BOTH | {"rows": [], "texts": []}])
 def test_the_page_is_well_formed(content: dict[str, Any]) -> None:
     page, checker = compare_page(content), Checker()
     checker.feed(page)
@@ -71,9 +78,10 @@ def test_the_page_is_well_formed(content: dict[str, Any]) -> None:
 
 def test_sections_are_there_for_what_there_is() -> None:
     for content, there, missing in [
-        (RATIOS, ["parameters kept", ">ratio<"], [", MB", ">size<", "h-tasks", "h-healing", ">heal<"]),
+        (RATIOS, ["parameters kept", ">ratio<"], [", MB", ">size<", ">target<", "h-tasks", "h-healing", ">heal<"]),
         (SIZES, [", MB", ">size<", "h-tasks", "90.0 MB", "110.00 MB"], ["parameters kept", ">ratio<"]),
         (HEALED, ["h-healing", ">heal<", "distil:steps=9", "0.2500"], ["h-tasks", ">size<"]),
+        (TARGETS, [">target<", "≤ 1.2x", "5,000"], [">ratio<", ">size<", "parameters kept"]),
         (BOTH, [", parameters kept", ", MB", ">ratio<", ">size<", "h-tasks"], ["h-healing"]),
     ]:
         page = compare_page(content)
@@ -110,3 +118,16 @@ def test_the_table_has_a_column_for_every_ratio_and_size() -> None:
     quiz = next(line for line in lines if "quiz 90.0 MB" in line)
     assert lines[lines.index(quiz) + 1].split() == ["dense", *["50.0", "±", "3.1", "(25.0)"] * 2]
     assert lines[-1].endswith("9 items of quiz")
+
+
+def test_the_table_says_how_much_a_target_takes() -> None:
+    lines = compare_table(TARGETS).splitlines()
+    assert "alpha ≤ 1.2x" in lines[0] and "<beta> ≤ 1.5x" in lines[0]
+    assert lines[2].split() == [
+        "svd",
+        "uniform",
+        *["20.00", "(0.000)", "55.6%"] * 2,
+        *["21.00", "(0.100)", "55.6%"] * 2,
+    ]
+    assert any("held-out calibration text" in line for line in lines)
+    assert not any("at a ratio" in line for line in lines)

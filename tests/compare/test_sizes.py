@@ -126,7 +126,7 @@ def test_an_interrupted_comparison_plans_and_measures_nothing_twice(
         ({"allocations": "uniform zero-sum"}, "allocation zero-sum needs the signed changes"),
         ({"heals": ("none", "refit")}, "Healing by refit works on fp32 factors"),
         ({"candidates": "low-rank,nonsense"}, "Unknown candidate kind 'nonsense'"),
-        ({"sizes": ()}, "no ratio or size"),
+        ({"sizes": ()}, "no ratio, size or target"),
     ],
 )
 def test_refused_before_any_work(change: dict[str, Any], words: str, text: Path) -> None:
@@ -154,5 +154,5 @@ def test_the_command(folder: Path, text: Path, tmp_path: Path) -> None:
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 3
     edge_svd(*line, "--sizes", "20kB").refused(3, "20.00 kB")
     edge_svd(*line, "--sizes", "tiny").refused(2, "Cannot read the size 'tiny'")
-    edge_svd(*line).refused(2, "no ratio or size")
+    edge_svd(*line).refused(2, "no ratio, size or target")
     edge_svd(*line, "--ratios", "0.5", "--candidates", "int8").refused(2, "--candidates", "--sizes")
