@@ -42,11 +42,7 @@ class Distil:
         steps, model, architecture = int(self.steps), patient.model, patient.architecture
         body = architecture.layout.body
         order = _order(len(patient.windows), steps * int(self.batch), patient.seed)
-        with torch.no_grad():
-            targets = {
-                at: model.get_submodule(body)(input_ids=patient.windows[at, None], use_cache=False).last_hidden_state[0]
-                for at in sorted(set(order))
-            }
+        targets = {at: patient.dense_states(at) for at in sorted(set(order))}
         own = {name: (b.clone(), a.clone()) for name, (b, a) in factors.items()}
         with factored(model, own) as made:
             parameters = [part for module in made.values() for part in (module.b, module.a)]

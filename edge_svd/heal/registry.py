@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +31,16 @@ class Patient:
     architecture: Architecture
     windows: torch.Tensor
     seed: int = 0
+    _states: dict[int, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def dense_states(self, window: int) -> torch.Tensor:
+        """Last hidden states [length, hidden] of the dense model in one window, computed once for all that is healed;
+        to be asked for while the model is dense."""
+        if window not in self._states:
+            body = self.model.get_submodule(self.architecture.layout.body)
+            with torch.no_grad():
+                self._states[window] = body(input_ids=self.windows[window, None], use_cache=False).last_hidden_state[0]
+        return self._states[window]
 
 
 class Healing(Protocol):
