@@ -160,6 +160,8 @@ def test_bad_names() -> None:
 
 def test_dense_states_are_those_of_the_dense_model_and_computed_once(patient: Patient) -> None:
     with torch.no_grad():
-        whole = patient.model.get_submodule("model")(input_ids=patient.windows).last_hidden_state
+        whole = patient.model.get_submodule(patient.architecture.layout.body)(
+            input_ids=patient.windows
+        ).last_hidden_state
     assert torch.allclose(patient.dense_states(3), whole[3], atol=1e-5)
     assert patient.dense_states(3) is patient.dense_states(3)
