@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_folder import tiny_folder, tiny_text
 
 from edge_svd.calibrate.collect import Estimator
 from edge_svd.models import OpenedModel, open_model
@@ -14,15 +13,13 @@ from edge_svd.steps import Calibration, run_calibration
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "plain.txt"
-    path.write_text(tiny_text())
-    return path
+def text(tiny_text_file: Path) -> Path:
+    return tiny_text_file
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("model") / "tiny")
+def folder(tiny_model: Path) -> Path:
+    return tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -154,11 +154,11 @@ def test_command_table_and_page(folder: Path, text: Path, tmp_path: Path) -> Non
     line = ["compare", str(folder), "--methods", "svd,asvd:alpha=0.3", "--ratios", "0.7,0.5", *options]
     result = edge_svd(*line)
     assert result.code == 0, result.err
-    assert "asvd:alpha=0.3" in result.out and "plain 0.7" in result.out and "index.html" in result.out
+    assert "asvd:alpha=0.3" in result.out and "prose 0.7" in result.out and "index.html" in result.out
     page = (out / "index.html").read_text()
     assert page.count("<svg") >= 6 and "http" not in page.replace("http-equiv", "") and "asvd:alpha=0.3" in page
     data = json.loads((out / "compare.json").read_text())
-    assert len(data["rows"]) == 4 and {row["text"] for row in data["rows"]} == {"plain"}
+    assert len(data["rows"]) == 4 and {row["text"] for row in data["rows"]} == {"prose"}
     again = edge_svd(*line)
     assert again.code == 2 and "--force" in again.err
     forced = edge_svd(*line, "--force", "--json")

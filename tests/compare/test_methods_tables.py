@@ -1,10 +1,12 @@
-"""The script that makes the tables of docs/methods.md: its commands parse, and its tables hold what was measured."""
+"""The scripts behind docs/methods.md: commands parse, and every table of the page is what was measured."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +15,26 @@ import pytest
 from edge_svd.compare.asked import Asked
 from edge_svd.fit_options import names_of, ratios_of
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "methods.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def methods() -> Any:
-    spec = importlib.util.spec_from_file_location("methods_tables", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def scripts() -> Iterator[Any]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def methods(scripts: Any) -> Any:
+    return scripts("methods")
+
+
+@pytest.fixture(scope="module")
+def tables(scripts: Any) -> Any:
+    return scripts("methods_tables")
 
 
 def test_every_command_is_one_that_compare_takes(
@@ -51,23 +62,64 @@ def test_every_command_is_one_that_compare_takes(
             heals=names_of(given.get("--heal", ["none"])[0]),
             tasks=tasks,
         ).check()
+    shown = methods.PARTS["tasks"].command("MODEL", tmp_path, shown=Path("DIR"))
+    assert "DIR/piqa.jsonl.gz" in shown and not any(str(tmp_path) in word for word in shown)
     monkeypatch.setattr(sys, "argv", ["methods.py", "MODEL", "--data", str(tmp_path / "no")])
     with pytest.raises(SystemExit, match="has no wikitext2_raw.train.txt"):
         methods.main()
 
 
-def test_tables(methods: Any) -> None:
-    row = {"method": "svd", "allocation": "uniform", "heal": "none", "ratio": 0.8, "text": "a", "kl": 2.5}
-    table = {
-        "rows": [row | {"over_dense": 3.5}, row | {"text": "b", "over_dense": 4e6}],
-        "texts": [{"name": "a", "dense_perplexity": 20.0}, {"name": "b", "dense_perplexity": 30.0}],
+ROW = {"method": "svd", "allocation": "uniform", "heal": "none", "ratio": 0.8, "text": "a.test", "kl": 2.5}
+
+
+def test_text_tables(tables: Any) -> None:
+    first = {
+        "rows": [ROW | {"over_dense": 3.5}, ROW | {"text": "b", "over_dense": 4e6}],
+        "texts": [{"name": "a.test", "dense_perplexity": 20.0}, {"name": "b", "dense_perplexity": 30.0}],
     }
-    assert methods.text_table(table) == [
+    assert tables.text_table([first]) == [
         "| | a 0.8 | b 0.8 |",
         "|---|---|---|",
         "| dense, perplexity | 20.00 | 30.00 |",
-        "| svd, uniform | 3.500 (2.5) | 4.0e+06 (2.5) |",
+        "| `svd`, `uniform` | 3.500 (2.5) | 4.0e+06 (2.5) |",
     ]
-    score = {"method": "dense", "allocation": None, "ratio": None, "acc_stderr": 0.02, "n": 200}
+    other = first | {"rows": [ROW | {"ratio": 0.9, "over_dense": 1.5}, ROW | {"method": "asvd", "over_dense": 12.25}]}
+    assert tables.text_table([other, first], text="a.test") == [
+        "| | 0.9 | 0.8 |",
+        "|---|---|---|",
+        "| `svd`, `uniform` | 1.500 (2.5) | 3.500 (2.5) |",
+        "| `asvd`, `uniform` | – | 12.2 (2.5) |",
+    ]
+    assert tables.text_table([other, first], ratio=0.9)[0] == "| | a |"
+
+
+def test_tables_of_healing_and_tasks(tables: Any) -> None:
+    step = {"step": "refit", "seconds": 12.4, "kl_before": 0.5, "kl_after": 0.25, "kept": True}
+    healed = ROW | {"heal": "refit"}
+    table = {
+        "rows": [ROW | {"over_dense": 3.5}, healed | {"over_dense": 1.25}],
+        "choices": [ROW | {"healing": []}, healed | {"healing": [step, step | {"kept": False}]}],
+    }
+    took = "12 s, held out 0.500 → 0.250"
+    assert tables.healing_table([table])[2:] == [
+        "| as decomposed | 3.500 (2.5) |",
+        f"| `refit` | 1.250 (2.5); {took}; {took}, not kept |",
+    ]
+    score = {"method": "dense", "acc_stderr": 0.02, "acc_norm_stderr": 0.01, "n": 200}
     tasks = [score | {"task": "x", "acc": 0.5, "acc_norm": 0.5}, score | {"task": "y", "acc": 0.3, "acc_norm": 0.4}]
-    assert methods.task_table({"tasks": tasks})[2] == "| dense | 50.0% ± 2.0% | 30.0% ± 2.0% / 40.0% | 40.0% |"
+    assert tables.task_table([{"tasks": tasks}])[2] == "| dense | 50.0 ± 2.0 | 30.0 ± 2.0 / 40.0 ± 1.0 | 40.0 |"
+
+
+def test_the_page_shows_what_was_measured(tables: Any) -> None:
+    page, parts = tables.PAGE.read_text("utf-8"), json.loads(tables.newest().read_text())["parts"]
+    assert "<!-- table: decompositions -->" in page
+    assert tables.filled(page, parts) == page
+    with pytest.raises(SystemExit, match="was not measured"):
+        tables.filled(page, {})
+
+
+def test_results_name_no_file_of_this_machine(tables: Any) -> None:
+    for part in json.loads(tables.newest().read_text())["parts"].values():
+        assert part["table"]["rows"] or part["table"]["tasks"]
+        assert not any(word.startswith("/") for word in part["command"])
+        assert "/" not in part["table"]["model"]["name"]

@@ -147,9 +147,9 @@ def test_the_command(folder: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = edge_svd(*line, "--sizes", "150kB,126kB", "--ratios", "0.5", "-o", str(out))
     assert result.code == 0, result.err
-    assert all(words in result.out for words in ("plain 0.5", "plain 150.0 kB", "plain 126.0 kB", "low-rank, int8"))
+    assert all(words in result.out for words in ("prose 0.5", "prose 150.0 kB", "prose 126.0 kB", "low-rank, int8"))
     page = (out / "index.html").read_text()
-    assert page.count("plain, parameters kept") == 1 and page.count("plain, MB") == 1
+    assert page.count("prose, parameters kept") == 1 and page.count("prose, MB") == 1
     assert "svd, uniform, 126.0 kB" in page and "svd, uniform, ratio 0.5" in page
     assert len(json.loads((out / "compare.json").read_text())["rows"]) == 3
     edge_svd(*line, "--sizes", "20kB").refused(3, "20.00 kB")

@@ -73,7 +73,7 @@ def test_targets_of_the_command_line(folder: Path, text: Path, tmp_path: Path) -
     line = ["compare", str(folder), "--methods", "svd", "--allocations", "strs", *options]
     made = edge_svd(*line, "--over-dense", "1.02,2", "--ratios", "0.6", "-o", str(tmp_path / "out"))
     assert made.code == 0, made.err
-    assert "plain 0.6" in made.out and "plain ≤ 1.02x" in made.out and "plain ≤ 2x" in made.out
+    assert "prose 0.6" in made.out and "prose ≤ 1.02x" in made.out and "prose ≤ 2x" in made.out
     rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert [(row["ratio"], row["target"]) for row in rows] == [(0.6, None), (None, 1.02), (None, 2.0)]
     assert rows[1]["parameters"] >= rows[2]["parameters"]
