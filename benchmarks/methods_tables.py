@@ -125,7 +125,8 @@ TABLES = {
     "allocations at 0.6": Shown(("allocations",), partial(text_table, ratio=0.6)),
     "zero-sum": Shown(("zero-sum",), partial(text_table, text=WIKI)),
     "strs": Shown(("strs",), text_table),
-    "healing": Shown(("healing", "distilled"), healing_table),
+    "healing": Shown(("healing",), healing_table),
+    "refitted": Shown(("refitted",), healing_table),
     "tasks": Shown(("tasks",), task_table),
 }
 
