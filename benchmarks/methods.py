@@ -102,7 +102,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--commands", action="store_true", help="print the commands and stop")
     options = parser.parse_args()
-    target = RESULTS / f"methods-{today()}.json"
     for name in options.only:
         part = PARTS[name]
         command = part.command(options.model, options.data)
@@ -111,18 +110,17 @@ def main() -> None:
             continue
         done = subprocess.run([sys.executable, "-m", "edge_svd.cli", *command[1:]], stdout=subprocess.PIPE, check=True)
         table = json.loads(done.stdout)
-        shown = [text_table] * bool(part.texts) + [task_table] * bool(part.tasks)
-        for lines in [healing_table] if part.heal != "none" else shown:
-            print("\n".join(lines([table])), flush=True)
-        parts: dict[str, Any] = json.loads(target.read_text())["parts"] if target.exists() else {}
+        lines = healing_table if part.heal != "none" else text_table if part.texts else task_table
+        print("\n".join(lines([table])), flush=True)
+        parts: dict[str, Any] = json.loads(RESULTS.read_text())["parts"] if RESULTS.exists() else {}
         parts[name] = {
             "command": part.command("MODEL", options.data, shown=Path("DIR")),
             "machine": describe(),
             "date": today(),
             "table": kept(table),
         }
-        atomic_write(target, canonical_json({"parts": parts}))
-        print(f"\n{target}")
+        atomic_write(RESULTS, canonical_json({"parts": parts}))
+        print(f"\n{RESULTS}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/methods_tables.py [RESULTS.json]
 
-RESULTS.json is one that `benchmarks/methods.py` wrote, without it the newest in benchmarks/results. Every table stands
+RESULTS.json is what `benchmarks/methods.py` wrote, without it benchmarks/results/methods.json. Every table stands
 between two comments that name it, and is written over.
 """
 
@@ -21,7 +21,9 @@ from typing import Any
 from edge_svd.files import atomic_write
 from edge_svd.report.compare_labels import label, number, share
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+"""Parts that were measured on different days lie side by side, each with its date and machine."""
+
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 WIKI = "wikitext2_raw.test"
 
@@ -145,14 +147,9 @@ def filled(page: str, parts: Table) -> str:
     return re.sub(r"<!-- table: (.+?) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
 
-def newest() -> Path:
-    """The newest results in the repository."""
-    return max(RESULTS.glob("methods-*.json"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("results", type=Path, nargs="?", default=newest())
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parts = json.loads(parser.parse_args().results.read_text())["parts"]
     atomic_write(PAGE, filled(PAGE.read_text("utf-8"), parts).encode())
     print(PAGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from edge_svd.allocate import allocation
 from edge_svd.calibrate.statistics import Statistics
@@ -52,17 +52,9 @@ class AtRatios:
                 meter = None
                 if wanted == "type":
                     meter = HeldOutKl(self.opened.model, windows, self.opened.architecture)
-                choose = partial(found.choose, name, priced=priced, measured=measured, meter=meter)
-                chosen: dict[tuple[float | None, float | None], Choice] = {}
-                for cell in own:
-                    if (cell.ratio, cell.target) in chosen:
-                        continue  # healed otherwise, and the same before that
-                    if cell.ratio is not None:
-                        kept = choose(cell.ratio)
-                    else:
-                        assert cell.target is not None
-                        kept = self._least(found, choose, cell.target)
-                    chosen[cell.ratio, cell.target] = kept
+                choose = cache(partial(found.choose, name, priced=priced, measured=measured, meter=meter))
+                amounts = dict.fromkeys((cell.ratio, cell.target) for cell in own)
+                chosen = {amount: self._chosen(found, choose, *amount) for amount in amounts}
             seconds = decomposed + (time.monotonic() - start) / len(chosen)
             for cell in own:
                 kept = chosen[cell.ratio, cell.target]
@@ -79,8 +71,14 @@ class AtRatios:
         ids = self.statistics.held_out()
         return FromLayer(self.opened.model, self.opened.architecture, ids[: max(1, TOKENS // ids.shape[1])])
 
-    def _least(self, found: Decomposed, choose: Callable[[float], Choice], target: float) -> Choice:
-        """The smallest choice whose perplexity on held-out calibration text is at most `target` times the dense one."""
+    def _chosen(
+        self, found: Decomposed, choose: Callable[[float], Choice], ratio: float | None, target: float | None
+    ) -> Choice:
+        """What is kept at a ratio, or the least whose perplexity on held-out calibration text is at most `target` times
+        the dense one."""
+        if ratio is not None:
+            return choose(ratio)
+        assert target is not None
         decoder = self._decoder()
         allowed = target * decoder.perplexity(0)
 

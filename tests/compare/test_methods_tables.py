@@ -111,7 +111,7 @@ def test_tables_of_healing_and_tasks(tables: Any) -> None:
 
 
 def test_the_page_shows_what_was_measured(tables: Any) -> None:
-    page, parts = tables.PAGE.read_text("utf-8"), json.loads(tables.newest().read_text())["parts"]
+    page, parts = tables.PAGE.read_text("utf-8"), json.loads(tables.RESULTS.read_text())["parts"]
     assert "<!-- table: decompositions -->" in page
     assert tables.filled(page, parts) == page
     with pytest.raises(SystemExit, match="was not measured"):
@@ -119,7 +119,7 @@ def test_the_page_shows_what_was_measured(tables: Any) -> None:
 
 
 def test_results_name_no_file_of_this_machine(tables: Any) -> None:
-    for part in json.loads(tables.newest().read_text())["parts"].values():
+    for part in json.loads(tables.RESULTS.read_text())["parts"].values():
         assert part["table"]["rows"] or part["table"]["tasks"]
         assert not any(word.startswith("/") for word in part["command"])
         assert "/" not in part["table"]["model"]["name"]

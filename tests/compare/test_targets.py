@@ -45,10 +45,8 @@ def held_out_perplexity(opened: OpenedModel, statistics: Any) -> float:
 def test_the_target_is_met_and_less_would_not_meet_it(
     allocation: str, opened: OpenedModel, statistics: Any, text: Path
 ) -> None:
-    made, total = (
-        Decomposed(opened, statistics, "svd-llm"),
-        sum(s.shape[0] * s.shape[1] for s in inner_sites(opened.sites)),
-    )
+    made = Decomposed(opened, statistics, "svd-llm")
+    total = sum(site.shape[0] * site.shape[1] for site in inner_sites(opened.sites))
     priced, dense = made.priced(allocation), held_out_perplexity(opened, statistics)
 
     def at(ratio: float) -> float:
