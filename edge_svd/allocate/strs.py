@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edge_svd.allocate.by_kl import ByKl
 from edge_svd.allocate.field import Field, lacking
 from edge_svd.allocate.strategy import ALLOCATIONS
@@ -12,9 +14,10 @@ RATIOS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 class Strs(ByKl):
     """Measure perplexity with one matrix truncated at a time; every matrix keeps what stays below a common threshold.
 
-    Yuan et al. 2023 (arXiv 2312.05821), section 3.4: every matrix at every kept ratio of 0.4, 0.5 … 0.9, all others
-    whole; the threshold is the lowest, found by bisection, whose choice meets the budget, and what the budget has left
-    after it goes to single steps up in forward order.
+    Yuan et al. 2023 (arXiv 2312.05821), section 3.4: every matrix at a kept ratio of 0.4, 0.5 … 0.9, all others whole;
+    the threshold is the lowest whose choice meets the budget, and what the budget has left after it goes to single
+    steps up in forward order. The paper bisects for it over a whole table; lowering it from above until the budget
+    would be broken finds the same one, and ratios above those that the choice passes through are never measured.
     """
 
     beyond_plans = "perplexities measured with single matrices truncated"
@@ -23,24 +26,28 @@ class Strs(ByKl):
     def rule(self, field: Field, budget: int) -> list[int] | None:
         if field.measured is None:
             raise lacking("strs", self.beyond_plans)
-        table = [[field.measured(g, ratio) for ratio in RATIOS] for g in range(len(field.full))]
+        measured = field.measured
+        at = [0] * len(field.full)  # of every matrix, where in RATIOS it stands; at its end it is whole
+        reached = [measured(g, RATIOS[0]) for g in range(len(at))]
 
-        def at(threshold: float) -> list[int]:
-            kept = [
-                next((r for r, perplexity in zip(RATIOS, row, strict=True) if perplexity <= threshold), 1.0)
-                for row in table
-            ]
-            return [field.within(g, share * field.full[g]) for g, share in enumerate(kept)]
+        def options() -> list[int]:
+            shares = [RATIOS[i] if i < len(RATIOS) else 1.0 for i in at]
+            return [field.within(g, share * field.full[g]) for g, share in enumerate(shares)]
 
-        thresholds = sorted({perplexity for row in table for perplexity in row})
-        if field.spent(at(thresholds[-1])) > budget:
+        choice = options()
+        if field.spent(choice) > budget:
             return None
-        low, high = -1, len(thresholds) - 1  # `high` meets the budget and `low` does not, where there is one
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if field.spent(at(thresholds[middle])) <= budget else (middle, high)
-        larger = at(thresholds[low]) if low >= 0 else [len(cost) - 1 for cost in field.cost]
-        return field.filled(at(thresholds[high]), budget, larger)
+        while max(reached) > -math.inf:
+            threshold = max(reached)
+            for g in range(len(at)):
+                while reached[g] >= threshold:
+                    at[g] += 1
+                    reached[g] = measured(g, RATIOS[at[g]]) if at[g] < len(RATIOS) else -math.inf
+            larger = options()
+            if field.spent(larger) > budget:
+                return field.filled(choice, budget, larger)
+            choice = larger
+        return choice
 
 
 ALLOCATIONS.register("strs")(Strs())

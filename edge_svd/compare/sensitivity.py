@@ -107,17 +107,15 @@ class Sensitivities:
         self.known: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
 
     def __call__(self, g: int, ratio: float) -> float:
-        site = self.sites[g]
-        if site.name not in self.known:
+        site, share = self.sites[g], f"{ratio:g}"
+        row = self.known.setdefault(site.name, {})
+        if share not in row:
             if self._made is None:
                 self._made = self._decoder()
             m, n = site.shape
-            row = {}
-            for share in RATIOS:
-                weight = self.truncated(site, int(share * m * n / (m + n)))
-                with replaced(self._made.model, {site.name: weight}):
-                    row[f"{share:g}"] = self._made.perplexity(site.layer)
-            self.known[site.name] = row
+            weight = self.truncated(site, int(ratio * m * n / (m + n)))
+            with replaced(self._made.model, {site.name: weight}):
+                row[share] = self._made.perplexity(site.layer)
             atomic_write(self.file, canonical_json(self.known))
-            self.progress(g + 1, len(self.sites))
-        return self.known[site.name][f"{ratio:g}"]
+            self.progress(sum(map(len, self.known.values())), len(self.sites) * len(RATIOS))
+        return row[share]

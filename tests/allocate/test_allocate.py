@@ -130,6 +130,36 @@ def test_grouped_removes_what_it_is_told_and_never_more_than_there_is(losses: li
     assert all(0 <= part <= 0.95 + 1e-9 for part in found)
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), ratio=st.floats(0.3, 0.99))
+def test_strs_finds_the_lowest_threshold_of_the_whole_table(seed: int, ratio: float) -> None:
+    """Against every threshold that the table holds, tried in turn."""
+    f = field(seed)
+    budget, asked = int(ratio * sum(f.full)), set()
+    measured = f.measured
+    assert measured is not None
+
+    def at(threshold: float) -> list[int]:
+        kept = [next((r for r in RATIOS if measured(g, r) <= threshold), 1.0) for g in range(len(f.full))]
+        return [f.within(g, share * full) for g, (share, full) in enumerate(zip(kept, f.full, strict=True))]
+
+    thresholds = sorted(measured(g, r) for g in range(len(f.full)) for r in RATIOS)
+    fitting = [t for t in thresholds if f.spent(at(t)) <= budget]
+
+    def watched(g: int, share: float) -> float:
+        asked.add((g, share))
+        return measured(g, share)
+
+    choice = chosen(replace(f, measured=watched), "strs", budget)
+    if not fitting:
+        assert choice is None
+        return
+    below = max((t for t in thresholds if t < fitting[0]), default=-math.inf)
+    assert choice == f.filled(at(fitting[0]), budget, at(below))
+    for g, share in asked:  # nothing beyond what the first choice over the budget passes through
+        assert all(measured(g, r) > below for r in RATIOS if r < share)
+
+
 def test_strs_keeps_most_of_what_is_most_sensitive() -> None:
     f = field(3)
     assert f.measured is not None
