@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from edge_svd.kernels.dispatch import accumulate
 from edge_svd.kernels.layout import DEFAULT_BLOCK, UpperLayout
+from edge_svd.kernels.second_moment import accumulate
 from edge_svd.runtime.errors import InputError
 
 

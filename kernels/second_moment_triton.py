@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
+from edge_svd.kernels.dispatch import interpreted
 from edge_svd.kernels.layout import UpperLayout
 
 # Powers of two, as tl.dot asks. A 64 x 64 fp32 accumulator fits the registers of four warps on every card since Volta.
@@ -77,7 +77,7 @@ def accumulate(
     weight: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> None:
-    """`reference.accumulate` on a CUDA card, or anywhere under TRITON_INTERPRET=1; same arguments, same meaning.
+    """`second_moment.reference` on a CUDA card, or anywhere under TRITON_INTERPRET=1; same arguments, same meaning.
 
     No atomics: each element has one owner and one order of summation, so the same inputs give the same bits.
     """
@@ -96,7 +96,7 @@ def accumulate(
         has_weight=weight is not None,
         has_mask=mask is not None,
         # Triton's interpreter multiplies the bit patterns of bfloat16, so there the product is taken in fp32.
-        widen=os.environ.get("TRITON_INTERPRET") == "1",
+        widen=interpreted(),
         tile=TILE,
         step=TOKENS,
     )
