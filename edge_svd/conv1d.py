@@ -7,20 +7,22 @@ from typing import Any
 import torch
 
 
-def without_conv1d(model: Any) -> Any:
-    """The model itself, every Conv1D replaced by a Linear of equal weights and bias, without gradients."""
+def without_conv1d(model: Any, *, copy: bool = True) -> Any:
+    """The model itself, every Conv1D replaced by a Linear of equal weights and bias, without gradients; weights are
+    turned in place without `copy`, and do not lie row by row then."""
     from transformers.pytorch_utils import Conv1D
 
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, Conv1D):
-                setattr(parent, name, _linear(module))
+                setattr(parent, name, _linear(module, copy))
     return model
 
 
-def _linear(module: Any) -> torch.nn.Linear:
+def _linear(module: Any, copy: bool) -> torch.nn.Linear:
     inputs, outputs = module.weight.shape
     made = torch.nn.Linear(inputs, outputs, device="meta")
-    made.weight = torch.nn.Parameter(module.weight.detach().T.contiguous(), requires_grad=False)
+    turned = module.weight.detach().T
+    made.weight = torch.nn.Parameter(turned.contiguous() if copy else turned, requires_grad=False)
     made.bias = torch.nn.Parameter(module.bias.detach(), requires_grad=False)
     return made.train(module.training)

@@ -76,7 +76,7 @@ class OpenedModel:
         returns.
         """
         offset = np.float32(1.0 if self.architecture.family.startswith("gemma") else 0.0)
-        return {name: self.model.get_parameter(name).numpy() + offset for name in norms_of(self.architecture)}
+        return {name: self.model.get_parameter(name).float().numpy() + offset for name in norms_of(self.architecture)}
 
     def positions(self) -> dict[str, np.ndarray[Any, np.dtype[np.float16]]]:
         """Name → table of learned positions, fp16 [max_position, hidden], row 0 that of position 0; empty without one.
@@ -87,7 +87,7 @@ class OpenedModel:
         if not self.architecture.learned_positions:
             return {}
         name = f"{names.positions}.weight"
-        table = self.model.get_parameter(name)[names.first_position :].numpy()
+        table = self.model.get_parameter(name)[names.first_position :].float().numpy()
         if np.abs(table).max() > np.finfo(np.float16).max:
             raise InputError(f"The tensor {name} of {self.name} holds values beyond ±65504, which halves cannot hold.")
         return {name: table.astype(np.float16)}
@@ -120,7 +120,7 @@ def add_parameters(digest: Any, model: Any) -> None:
     """Every parameter of a torch model into a hash, sorted by name: its name, its shape, its numbers."""
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().contiguous().numpy().reshape(-1).view(np.uint8).data)
+        digest.update(parameter.detach().float().contiguous().numpy().reshape(-1).view(np.uint8).data)
 
 
 def open_model(name: str) -> OpenedModel:
@@ -177,7 +177,12 @@ def _open_gguf(path: Path, name: str) -> OpenedModel:
 
 
 def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedModel:
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from edge_svd.streaming.choice import streams
+    from edge_svd.streaming.mapped_files import MappedFiles
+    from edge_svd.streaming.on_demand import streamed_model
 
     where = f"The model folder {source}" if folder else f"The model {source!r}"
     if folder and not (folder / "config.json").is_file():
@@ -193,6 +198,27 @@ def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedMod
     if folder and not any(folder.glob("*.safetensors")):
         found = "only pickled weights, which are never read" if any(folder.glob("*.bin")) else "no weights"
         raise InputError(f"{where} has {found}; safetensors files are needed.")
+    files = MappedFiles(_weight_files(source, where, folder))
+    if streams(files.numbers):
+
+        def empty() -> Any:
+            with _one_sentence(f"{where} cannot be opened"):
+                attention = _attention(architecture)
+                return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+
+        model = streamed_model(empty, files, architecture.layout, where)
+    else:
+        model = _in_memory(source, where, architecture)
+    config_json = companion_files.read_object(_file(source, folder, "config.json"))
+    generation = companion_files.read_object(_file(source, folder, "generation_config.json"))
+    licence_file = _file(source, folder, "LICENSE") if folder is None else None
+    licence = companion_files.read_licence(folder or (licence_file or Path("none")).parent)
+    return _opened(name, model, tokenizer, architecture, config_json, generation, licence)
+
+
+def _in_memory(source: str, where: str, architecture: Architecture) -> Any:
+    from transformers import AutoModelForCausalLM
+
     with _one_sentence(f"{where} cannot be opened"):
         model, loading = AutoModelForCausalLM.from_pretrained(
             source, output_loading_info=True, **_loading(architecture)
@@ -203,11 +229,26 @@ def _open_transformers(source: str, name: str, folder: Path | None) -> OpenedMod
     )
     if odd:
         raise InputError(f"{where} lacks the tensor {odd[0]}, or holds it in another shape than its config.json says.")
-    config_json = companion_files.read_object(_file(source, folder, "config.json"))
-    generation = companion_files.read_object(_file(source, folder, "generation_config.json"))
-    licence_file = _file(source, folder, "LICENSE") if folder is None else None
-    licence = companion_files.read_licence(folder or (licence_file or Path("none")).parent)
-    return _opened(name, model, tokenizer, architecture, config_json, generation, licence)
+    return model
+
+
+def _weight_files(source: str, where: str, folder: Path | None) -> list[Path]:
+    """The safetensors files that transformers would read, fetched where the source is on the hub."""
+    index = _file(source, folder, "model.safetensors.index.json")
+    if index.is_file():
+        listed = companion_files.read_object(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise InputError(f"The file {index} does not say which tensors lie in which file.")
+        names = sorted(set(listed.values()))
+    elif folder and not (folder / "model.safetensors").is_file():
+        names = sorted(file.name for file in folder.glob("*.safetensors"))
+    else:
+        names = ["model.safetensors"]
+    found = [_file(source, folder, name) for name in names]
+    for name, file in zip(names, found, strict=True):
+        if Path(name).name != name or not file.is_file():
+            raise InputError(f"{where} lacks the file {name}, in which some of its weights should lie.")
+    return found
 
 
 def _opened(
@@ -222,8 +263,11 @@ def _opened(
     import torch
 
     from edge_svd.conv1d import without_conv1d
+    from edge_svd.streaming.on_demand import compute_on_demand, is_streamed
 
-    without_conv1d(model).eval().requires_grad_(False)
+    without_conv1d(model, copy=not is_streamed(model)).eval().requires_grad_(False)
+    if is_streamed(model):
+        compute_on_demand(model, architecture.layout)
     for parameter_name, parameter in model.named_parameters():
         # the sum is finite unless an entry is not, or finite entries overflow: only then is every entry looked at
         if not torch.isfinite(parameter.sum()) and not torch.isfinite(parameter).all():

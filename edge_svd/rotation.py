@@ -21,6 +21,7 @@ from edge_svd.architectures import Architecture, sites_of
 from edge_svd.errors import InputError
 from edge_svd.layouts import ROTATION
 from edge_svd.models import OpenedModel
+from edge_svd.streaming.on_demand import is_streamed
 
 SEED = 0
 IN_ATTENTION = ("q", "k", "v", "qkv")
@@ -38,6 +39,10 @@ def rotated(opened: OpenedModel) -> OpenedModel:
         raise InputError(
             f"{opened.name} cannot be rotated: a {a.family} model does not read its residual stream through RMS norms "
             "alone; leave out --rotate."
+        )
+    if is_streamed(opened.model):
+        raise InputError(
+            f"{opened.name} does not fit into memory, where it would have to be rotated; leave out --rotate."
         )
     if a.head_rotation:
         raise InputError(f"{opened.name} is rotated already.")

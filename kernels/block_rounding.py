@@ -38,7 +38,7 @@ class BlockGrid:
 
 
 def search(w: torch.Tensor, weight: torch.Tensor, bits: int, block: int, zero: bool) -> BlockGrid:
-    """The grid of W [m, n], n a multiple of `block`, that loses least under column weights [n] fp32, Σ_j weight_j e_ij².
+    """The grid of W [m, n], n a multiple of `block`, that loses least under column weights [n] fp32: Σ weight_j e_ij².
 
     zero: whether a block has a zero point of its own; the middle of the range otherwise.
     A row that holds NaN or infinity has no meaningful grid. InputError on what does not fit.

@@ -127,7 +127,7 @@ def search(
     zero: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """code and zero, uint8 [m, blocks], given each block's least weight, its covering step and the row's scale."""
-    (m, n), blocks = w.shape, w.shape[1] // block
+    m, blocks = len(w), w.shape[1] // block
     code = torch.empty(m, blocks, dtype=torch.uint8, device=w.device)
     centre = torch.empty_like(code)
     shrinks, steps = tried

@@ -89,7 +89,14 @@ def _few(
 
 @triton.jit
 def _reduce(
-    partial_ptr: Any, bias_ptr: Any, y_ptr: Any, partials: Any, size: Any, m: Any, has_bias: tl.constexpr, width: tl.constexpr
+    partial_ptr: Any,
+    bias_ptr: Any,
+    y_ptr: Any,
+    partials: Any,
+    size: Any,
+    m: Any,
+    has_bias: tl.constexpr,
+    width: tl.constexpr,
 ) -> None:
     at = tl.program_id(0).to(tl.int64) * width + tl.arange(0, width)
     live = at < size

@@ -5,7 +5,7 @@ Weights are frozen, so the backward pass keeps no weight gradients; logits exist
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +43,9 @@ class Estimator:
 class Moments:
     """Accumulators of a run: `inputs` by input key, `outputs` by site, plus what the embedding and the head need."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
-        self.inner = inner_sites(sites)
+    def __init__(self, sites: Sequence[Site], inner: Sequence[Site] | None = None) -> None:
+        """inner: the matrices between embedding and head that are accumulated at, by default all."""
+        self.inner = inner_sites(sites) if inner is None else list(inner)
         self.embedding = next(site for site in sites if site.type == "embedding")
         self.head = next(site for site in sites if site.type == "lm_head")
         self.inputs = {site.input: SymmetricAccumulator(site.shape[1]) for site in [*self.inner, self.head]}
@@ -53,6 +54,17 @@ class Moments:
         self.head_variance = torch.zeros(self.head.shape[0], dtype=torch.float64)
         self.frequency = torch.zeros(self.embedding.shape[0], dtype=torch.float64)
         self.tokens = 0
+
+    def add_variance(self, probabilities: torch.Tensor, slope: torch.Tensor | None) -> None:
+        """Of the logits of some positions, given their probabilities and slope; see `pulled`."""
+        variance = probabilities * (1 - probabilities)
+        self.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
+
+    def add_ends(self, states: torch.Tensor, ids: torch.Tensor) -> None:
+        """A window's last hidden states [tokens, hidden] and its tokens."""
+        self.inputs[self.head.input].add(states)
+        self.frequency += torch.bincount(ids, minlength=len(self.frequency))
+        self.tokens += len(ids)
 
 
 def inner_sites(sites: Sequence[Site]) -> list[Site]:
@@ -112,14 +124,9 @@ def running_in(precision: str) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def last_hidden(
-    model: Any,
-    ids: torch.Tensor,
-    embedding: str,
-    on_gradient: Callable[[torch.Tensor], None],
-    precision: str = "float32",
-) -> torch.Tensor:
-    """Final hidden states [1, tokens, hidden] with a graph that starts at the embedding's output."""
+@contextmanager
+def leaf_at(model: Any, embedding: str, on_gradient: Callable[[torch.Tensor], None]) -> Iterator[None]:
+    """Graphs start at the embedding's output, whose gradient [tokens, hidden] is shown to `on_gradient`."""
 
     def start(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
         leaf = output.detach().requires_grad_(True)
@@ -128,11 +135,22 @@ def last_hidden(
 
     handle = model.get_submodule(embedding).register_forward_hook(start)
     try:
-        with torch.enable_grad(), running_in(precision):
-            body = model.get_submodule(embedding.partition(".")[0])
-            hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
+        yield
     finally:
         handle.remove()
+
+
+def last_hidden(
+    model: Any,
+    ids: torch.Tensor,
+    embedding: str,
+    on_gradient: Callable[[torch.Tensor], None],
+    precision: str = "float32",
+) -> torch.Tensor:
+    """Final hidden states [1, tokens, hidden] with a graph that starts at the embedding's output."""
+    with leaf_at(model, embedding, on_gradient), torch.enable_grad(), running_in(precision):
+        body = model.get_submodule(embedding.partition(".")[0])
+        hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
     return hidden.float()
 
 
@@ -230,6 +248,50 @@ def slim_graph(smallest: int = SLIM_ABOVE) -> Iterator[None]:
         yield
 
 
+class Collector:
+    """Adds what the backward passes of one window show at matrices to their accumulators."""
+
+    def __init__(
+        self,
+        sites: Sequence[Site],
+        inputs: Mapping[str, SymmetricAccumulator],
+        outputs: Mapping[str, SymmetricAccumulator],
+        estimator: Estimator,
+    ) -> None:
+        """sites: all that read an input of theirs."""
+        self.inputs, self.outputs, self.estimator = inputs, outputs, estimator
+        self.readers: dict[str, int] = {}
+        for site in sites:
+            self.readers[site.input] = self.readers.get(site.input, 0) + 1
+        self.waiting: dict[str, tuple[int, torch.Tensor]] = {}
+        self.index = 0
+        """Number of the backward pass."""
+
+    @property
+    def scale(self) -> float:
+        """What gradients are multiplied with, so that passes add up to the mean of the draws."""
+        return self.estimator.samples**-0.5 if self.estimator.kind == "sampled" else 1.0
+
+    def seen(self, site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
+        """x [tokens, n] and g [tokens, m] of a matrix; Failure where they are not finite."""
+        check_finite(site, x, g)
+        g = g.float() * self.scale
+        self.outputs[site.name].add(g)
+        power = g.square().sum(1)
+        arrived, total = self.waiting.pop(site.input, (0, torch.zeros_like(power)))
+        if arrived + 1 < self.readers[site.input]:
+            self.waiting[site.input] = (arrived + 1, total + power)
+        elif self.estimator.weighted:
+            self.inputs[site.input].add(x, weight=total + power)
+        elif self.index == 0:
+            self.inputs[site.input].add(x)
+
+
+def passes_of(estimator: Estimator) -> int:
+    """Backward passes a window takes."""
+    return passes(estimator.kind, estimator.samples, estimator.k)
+
+
 def add_window(
     model: Any,
     architecture: Architecture,
@@ -239,46 +301,22 @@ def add_window(
     generator: torch.Generator,
 ) -> None:
     """Accumulate one window of token ids [tokens]; Failure naming the site where something is not finite."""
-    readers: dict[str, int] = {}
-    for site in moments.inner:
-        readers[site.input] = readers.get(site.input, 0) + 1
-    count = passes(estimator.kind, estimator.samples, estimator.k)
-    scale = estimator.samples**-0.5 if estimator.kind == "sampled" else 1.0
-    waiting: dict[str, tuple[int, torch.Tensor]] = {}
-    index = 0
-
-    def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
-        check_finite(site, x, g)
-        g = g.float() * scale
-        moments.outputs[site.name].add(g)
-        power = g.square().sum(1)
-        arrived, total = waiting.pop(site.input, (0, torch.zeros_like(power)))
-        if arrived + 1 < readers[site.input]:
-            waiting[site.input] = (arrived + 1, total + power)
-        elif estimator.weighted:
-            moments.inputs[site.input].add(x, weight=total + power)
-        elif index == 0:
-            moments.inputs[site.input].add(x)
-
-    def add_variance(probabilities: torch.Tensor, slope: torch.Tensor | None) -> None:
-        variance = probabilities * (1 - probabilities)
-        moments.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
-
+    count = passes_of(estimator)
+    collector = Collector(moments.inner, moments.inputs, moments.outputs, estimator)
     embedding = moments.outputs[moments.embedding.name]
-    with watching(model, moments.inner, seen), checking_inputs(model, moments.inner):
+    with watching(model, moments.inner, collector.seen), checking_inputs(model, moments.inner):
         with slim_graph():
             hidden = last_hidden(
-                model, ids, moments.embedding.name, lambda g: embedding.add(g * scale), estimator.precision
+                model, ids, moments.embedding.name, lambda g: embedding.add(g * collector.scale), estimator.precision
             )
         states = hidden.detach()[0]
         for index in range(count):
+            collector.index = index
             pull = pulled(
-                model, architecture, states, estimator, index, generator, add_variance if index == 0 else None
+                model, architecture, states, estimator, index, generator, moments.add_variance if index == 0 else None
             )
             hidden.backward(pull[None], retain_graph=index + 1 < count)
-    moments.inputs[moments.head.input].add(states)
-    moments.frequency += torch.bincount(ids, minlength=len(moments.frequency))
-    moments.tokens += len(ids)
+    moments.add_ends(states, ids)
 
 
 def add_gradients(
@@ -300,13 +338,19 @@ def add_gradients(
     with watching(model, inner_sites(sites), seen):
         with slim_graph():
             hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
-        states = hidden.detach()[0]
-        pull = torch.zeros_like(states)
+        hidden.backward(pulled_loss(model, architecture, hidden.detach()[0], ids, precision)[None])
+
+
+def pulled_loss(
+    model: Any, architecture: Architecture, states: torch.Tensor, ids: torch.Tensor, precision: str
+) -> torch.Tensor:
+    """Gradient of the summed next-token cross-entropy, nats, at the head's input `states` [tokens, hidden]."""
+    pull = torch.zeros_like(states)
+    with torch.no_grad():
         for block in blocks(len(states) - 1, LOGIT_BLOCK):
-            with torch.no_grad():
-                logits, slope = logits_of(model, states[block], architecture)
-                seed = torch.softmax(logits, dim=-1)
-                targets = ids[block.start + 1 : block.stop + 1, None]
-                seed.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=seed.dtype))
-                pull[block] = pull_back(model, seed, slope, precision)
-        hidden.backward(pull[None])
+            logits, slope = logits_of(model, states[block], architecture)
+            seed = torch.softmax(logits, dim=-1)
+            targets = ids[block.start + 1 : block.stop + 1, None]
+            seed.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=seed.dtype))
+            pull[block] = pull_back(model, seed, slope, precision)
+    return pull

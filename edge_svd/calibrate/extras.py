@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,46 +57,54 @@ def take(
         progress(before + len(held))
 
 
+class Readings:
+    """E[x xᵀ] and E|x| of inputs, all tokens alike; `readers`: input key → a matrix that reads it."""
+
+    def __init__(self, readers: Mapping[str, Site]) -> None:
+        self.readers = readers
+        self.moments = {name: SymmetricAccumulator(site.shape[1]) for name, site in readers.items()}
+        self.sizes = {name: torch.zeros(site.shape[1]) for name, site in readers.items()}
+        self.tokens = {name: 0.0 for name in readers}
+
+    def seen(self, site: Site, x: torch.Tensor) -> None:
+        """x [tokens, n]; Failure where it is not finite."""
+        if not torch.isfinite(x.sum()):
+            raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
+        self.moments[site.input].add(x)
+        self.sizes[site.input] += x.float().abs().sum(0)
+        self.tokens[site.input] += len(x)
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Sees every input just before it is multiplied."""
+
+        def watch(site: Site) -> Callable[..., None]:
+            return lambda _, arguments: self.seen(site, arguments[0].flatten(0, -2))
+
+        handles = [model.get_submodule(s.name).register_forward_pre_hook(watch(s)) for s in self.readers.values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def mean(self, kind: str, key: str) -> torch.Tensor:
+        """`in`: the moment, its accumulator is given up; `size`: the magnitude."""
+        total = self.moments.pop(key).buffer if kind == "in" else self.sizes[key]
+        return total / self.tokens[key]
+
+
 def _activations(
     model: Any, architecture: Architecture, windows: torch.Tensor, out: Path, precision: str, progress: Tick
 ) -> None:
-    readers = {site.input: site for site in reversed(inner_sites(sites_of(architecture)))}
-    moments = {name: SymmetricAccumulator(site.shape[1]) for name, site in readers.items()}
-    sizes = {name: torch.zeros(site.shape[1]) for name, site in readers.items()}
+    readings = Readings({site.input: site for site in reversed(inner_sites(sites_of(architecture)))})
     body = model.get_submodule(architecture.layout.body)
-
-    def seen(site: Site, x: torch.Tensor) -> None:
-        if not torch.isfinite(x.sum()):
-            raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
-        moments[site.input].add(x)
-        sizes[site.input] += x.float().abs().sum(0)
-
-    with _reading(model, list(readers.values()), seen), torch.inference_mode(), running_in(precision):
+    with readings.watching(model), torch.inference_mode(), running_in(precision):
         for done, ids in enumerate(windows):
             progress(done)
             body(input_ids=ids[None], use_cache=False)
-    tokens = float(windows.numel())
-
-    def finished(name: str) -> torch.Tensor:
-        kind, _, key = name.partition(".")
-        return (moments.pop(key).buffer if kind == "in" else sizes[key]) / tokens
-
-    save_shards(out / ACTIVATIONS, [f"{kind}.{key}" for key in readers for kind in ("in", "size")], finished)
-
-
-@contextmanager
-def _reading(model: Any, sites: Sequence[Site], seen: Callable[[Site, torch.Tensor], None]) -> Iterator[None]:
-    """Calls seen(site, x [tokens, n]) before every one of these matrices multiplies its input."""
-
-    def watch(site: Site) -> Callable[..., None]:
-        return lambda _, arguments: seen(site, arguments[0].flatten(0, -2))
-
-    handles = [model.get_submodule(site.name).register_forward_pre_hook(watch(site)) for site in sites]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    names = [f"{kind}.{key}" for key in readings.readers for kind in ("in", "size")]
+    save_shards(out / ACTIVATIONS, names, lambda name: readings.mean(*name.split(".", 1)))
 
 
 def _slopes(

@@ -10,11 +10,15 @@ from typing import Any
 import torch
 
 from edge_svd.architectures import Architecture, sites_of
+from edge_svd.calibrate import walked
 from edge_svd.calibrate.collect import Estimator, Moments, add_window
 from edge_svd.calibrate.extras import count_windows, missing, take
 from edge_svd.calibrate.shards import read_tensor, save_shards
 from edge_svd.calibrate.statistics import (
+    ACTIVATIONS,
     EXTRAS,
+    FISHER,
+    GRADIENTS,
     HELD_OUT,
     MANIFEST,
     MOMENTS,
@@ -26,6 +30,7 @@ from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json, writing
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 from edge_svd.runtime.memory import release_free_memory
+from edge_svd.streaming.on_demand import is_streamed
 
 HELD_EVERY = 8
 """One window in this many is kept from the moments and used for first-order scores instead."""
@@ -103,15 +108,15 @@ def calibrate(
             _claim(out, cache_key(key))
             asked = missing(out, extras)
             if not (out / MOMENTS).exists():
-                _moments(
+                take_moments = _walked_moments if is_streamed(model) else _moments
+                take_moments(
                     model, architecture, windows, measured, key, out, estimator, lambda done: progress(done, total)
                 )
             release_free_memory()
         if asked:
-            precision = estimator.precision
-            take(
-                model, architecture, windows, parts, out, precision, asked, lambda done: progress(before + done, total)
-            )
+            take_extras = _walked_extras if is_streamed(model) else take
+            tick: Callable[[int], None] = lambda done: progress(before + done, total)  # noqa: E731
+            take_extras(model, architecture, windows, parts, out, estimator.precision, asked, tick)
         if finished is None:
             progress(total, total)
             save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
@@ -151,12 +156,54 @@ def _moments(
     done = _resume(moments, out, cache_key(key))
     for position in range(done, len(chosen)):
         progress(position)
-        generator = torch.Generator().manual_seed(int(key["seed"]) * 1_000_003 + chosen[position])
+        generator = torch.Generator().manual_seed(_seed(key, chosen[position]))
         add_window(model, architecture, moments, windows[chosen[position]], estimator, generator)
         if (position + 1) % SAVE_EVERY == 0 and position + 1 < len(chosen):
             _save_partial(moments, position + 1, cache_key(key), out)
     tokens = float(moments.tokens)
     save_shards(out / MOMENTS, _finished_names(moments), lambda name: _finished(moments, name, tokens))
+
+
+def _seed(key: dict[str, Any], window: int) -> int:
+    """Of the draws in a window."""
+    return int(key["seed"]) * 1_000_003 + window
+
+
+def _walked_moments(
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    chosen: list[int],
+    key: dict[str, Any],
+    out: Path,
+    estimator: Estimator,
+    progress: Callable[[int], None],
+) -> None:
+    """`_moments` of a model that does not fit into memory."""
+    seeds = [_seed(key, number) for number in chosen]
+    counted = lambda done, total: progress(done * len(chosen) // total)  # noqa: E731
+    walked.moments(model, architecture, windows[chosen], seeds, estimator, out / PARTIAL, out / MOMENTS, counted)
+
+
+def _walked_extras(
+    model: Any,
+    architecture: Architecture,
+    windows: torch.Tensor,
+    parts: tuple[list[int], list[int]],
+    out: Path,
+    precision: str,
+    asked: Collection[str],
+    progress: Callable[[int], None],
+) -> None:
+    """`take` from a model that does not fit into memory."""
+    measured, held = parts
+    before = len(measured) * (ACTIVATIONS in asked)
+    if ACTIVATIONS in asked:
+        counted = lambda done, total: progress(done * len(measured) // total)  # noqa: E731
+        walked.activations(model, architecture, windows[measured], precision, out / PARTIAL, out, counted)
+    if slopes := [extra for extra in (GRADIENTS, FISHER) if extra in asked]:
+        counted = lambda done, total: progress(before + done * len(held) // total)  # noqa: E731
+        walked.slopes(model, architecture, windows[held], precision, slopes, out / PARTIAL, out, counted)
 
 
 def _finished_names(moments: Moments) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -40,6 +40,18 @@ def save_shards(folder: Path, names: Iterable[str], read: Callable[[str], torch.
         os.rename(folder, aside)
     os.rename(fresh, folder)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def save_shard(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the tensors of one file of an existing folder, under its name once it is complete."""
+    (file,) = {shard_of(name) for name in tensors}
+    fresh = folder / f".{file}.new"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, fresh)
+    except SafetensorError as error:
+        fresh.unlink(missing_ok=True)
+        raise OSError(str(error)) from error
+    os.replace(fresh, folder / file)
 
 
 def read_tensor(folder: Path, name: str) -> torch.Tensor:

@@ -77,7 +77,6 @@ class FromLayer:
             return arguments, named | {"hidden_states": self.entering[layer]}
 
         skipped = list(self.layers[:layer])
-        originals = [module.forward for module in skipped]
         handle = self.layers[layer].register_forward_pre_hook(instead, with_kwargs=True)
         for module in skipped:
             module.forward = lambda hidden_states, *_, **__: (hidden_states,) if self.tuples else hidden_states
@@ -85,8 +84,8 @@ class FromLayer:
             yield
         finally:
             handle.remove()
-            for module, original in zip(skipped, originals, strict=True):
-                module.forward = original
+            for module in skipped:
+                del module.forward  # the class's own shows again
 
 
 class Sensitivities:

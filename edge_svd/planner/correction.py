@@ -21,6 +21,9 @@ from edge_svd.planner.held_out import FEW_WINDOWS, HALF_WINDOWS, WINDOWS, HeldOu
 from edge_svd.planner.held_out_cosine import HeldOutCosine, passage_losses
 from edge_svd.planner.narrow import Narrow
 from edge_svd.runtime.memory import release_free_memory
+from edge_svd.streaming.on_demand import is_streamed
+from edge_svd.streaming.scratch import kept, scratch_folder
+from edge_svd.streaming.walk import Seeing, Walk
 
 SHARE, THIN_SHARE = 0.6, 0.12
 """The perturbation keeps the rank whose bytes are nearest to this share of the dense int8 matrix; few components are
@@ -57,15 +60,23 @@ def token_losses(
             pulls = (g * error.moved(x)).sum(1)
             sums[site.name][number] += 0.5 * float(pulls.square().sum(dtype=torch.float64))
 
-    embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
     chosen = windows[:FEW_WINDOWS]
-    for number, ids in enumerate(chosen):
+
+    def pull(number: int, states: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-        with watching(model, sites, seen):
-            with slim_graph():
-                hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
-            pull = pulled(model, architecture, hidden.detach()[0], Estimator(precision=precision), 0, generator)
-            hidden.backward(pull[None])
+        return pulled(model, architecture, states, Estimator(precision=precision), 0, generator)[None]
+
+    if is_streamed(model):
+        with scratch_folder() as folder:
+            walk = Walk(model, architecture, chosen, folder, precision)
+            walk.run(pull, lambda: None, lambda _: Seeing({site.name for site in sites}, seen))
+    else:
+        embedding = next(site.name for site in sites_of(architecture) if site.type == "embedding")
+        for number, ids in enumerate(chosen):
+            with watching(model, sites, seen):
+                with slim_graph():
+                    hidden = last_hidden(model, ids, embedding, lambda g: None, precision)
+                hidden.backward(pull(number, hidden.detach()[0]))
     return {name: [total / chosen.numel() for total in found] for name, found in sums.items()}
 
 
@@ -103,7 +114,8 @@ class Probes:
             self.predicted[rounding, name] = loss
             if len(names) > 1:
                 self.errors[rounding, name] = error
-            weights[name] = error.matrix().neg_().add_(self.model.get_submodule(name).weight.detach())
+            weight = error.matrix().neg_().add_(self.model.get_submodule(name).weight.detach())
+            weights[name] = kept(self.model, weight)
         if weights:
             with replaced(self.model, weights):
                 loss = self.kl.measure(windows) if len(weights) > 1 else self.alone.measure()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ from edge_svd.quantize.components import round_components
 from edge_svd.quantize.corrected import product
 from edge_svd.quantize.table import row_noise, sampled_table_error
 from edge_svd.runtime.memory import release_free_memory
+from edge_svd.streaming.scratch import kept
 
 FAMILIES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
 """Generators whose candidates are priced."""
@@ -156,8 +157,8 @@ def price_all(
         for site, priced in zip(members, side_by_side(lambda s: price(context(s)), members), strict=True):
             prices[site.name], activations[site.name] = priced.candidates, priced.activations
             progress(len(prices), len(sites) + 1)
-            for rounding, error in priced.perturbed.items():
-                perturbed[rounding][site.name] = error
+            for rounding, (loss, error) in priced.perturbed.items():
+                perturbed[rounding][site.name] = loss, replace(error, values=kept(model, error.values))
         for group in together(members):
             for rounding, errors in perturbed.items():
                 own = {site.name: errors.pop(site.name) for site in group if site.name in errors}

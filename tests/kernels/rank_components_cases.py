@@ -7,7 +7,9 @@ import torch
 from edge_svd.kernels.rank_components import Part, gather
 
 SHAPES = ((1, 1, 1), (5, 123, 7), (123, 5, 40), (30, 1536, 576), (9, 4099, 1025))
-CASES = [(*shape, dtype, lie) for shape in SHAPES for dtype in ("int8", "float16", "bfloat16", "float32") for lie in (0, 1)]
+CASES = [
+    (*shape, dtype, lie) for shape in SHAPES for dtype in ("int8", "float16", "bfloat16", "float32") for lie in (0, 1)
+]
 
 
 def error(k: int, n: int, m: int, dtype: str, strided: int, device: str) -> tuple[float, float]:
