@@ -40,6 +40,9 @@ from edge_svd.streaming.scratch import kept
 FAMILIES = ("int8", "int16", "low-rank", "pivoted", "blocks-2", "blocks-4", "blocks-8", "trellis")
 """Generators whose candidates are priced."""
 
+CODED_FAMILIES = ("blocks", "trellis")
+"""Beginnings of the names of those whose rounding looks at the metrics."""
+
 RESIDENT_FAMILIES = ("corrected",)
 """Those priced only when they are asked for, or where memory or time is limited too: on disk alone, one more bit of a
 trellis code is always better."""
@@ -77,10 +80,10 @@ class Priced:
     activations: Mapping[int, float]
 
 
-def price(context: SiteContext) -> Priced:
-    """Everything about one matrix that needs its statistics."""
+def price(context: SiteContext, families: Sequence[str] = FAMILIES) -> Priced:
+    """Everything about one matrix that needs its statistics, for candidates of these families."""
     with torch.no_grad():
-        found = tuple(c for kind in FAMILIES for c in GENERATORS[kind](context))
+        found = tuple(c for kind in families for c in GENERATORS[kind](context))
         probes: dict[str, Perturbed] = {}
         factored = [c for c in found if c.format.kind == "low-rank" and c.format.rank == c.format.k8]
         if factored:
@@ -143,6 +146,7 @@ def price_all(
     sites: Sequence[Site],
     context: Callable[[Site], SiteContext],
     progress: Callable[[int, int], None],
+    families: Sequence[str] = FAMILIES,
 ) -> tuple[dict[str, tuple[Candidate, ...]], Corrections, Activations]:
     """Candidates of every matrix, by kind of rounding the factors by which their predictions are corrected, and what
     rounding of activations adds."""
@@ -154,7 +158,7 @@ def price_all(
     for kind in dict.fromkeys(site.type for site in sites):
         members = [site for site in sites if site.type == kind]
         perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
-        for site, priced in zip(members, side_by_side(lambda s: price(context(s)), members), strict=True):
+        for site, priced in zip(members, side_by_side(lambda s: price(context(s), families), members), strict=True):
             prices[site.name], activations[site.name] = priced.candidates, priced.activations
             progress(len(prices), len(sites) + 1)
             for rounding, (loss, error) in priced.perturbed.items():
@@ -165,7 +169,8 @@ def price_all(
                 probes.measure(rounding, own, ROUNDINGS[rounding])
         release_free_memory()
     vocabulary = [site for site in sites if embedding_roles(site, architecture)]
-    tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary}
+    coded = any(family.startswith(CODED_FAMILIES) for family in families)
+    tables = {site.name: _table_factor(model, context(site), probes.kl) for site in vocabulary if coded}
     ranges: dict[str, float] = {}
     if isinstance(architecture, Architecture):
         body = architecture.layout.body

@@ -19,6 +19,7 @@ from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import SHARE, THIN_SHARE
 from edge_svd.planner.generators import GENERATORS, SiteContext
 from edge_svd.planner.pricing import (
+    CODED_FAMILIES,
     FAMILIES,
     RESIDENT_FAMILIES,
     Activations,
@@ -69,7 +70,8 @@ def survey(
 ) -> Survey:
     """Price every candidate of every matrix; a vocabulary-sized matrix always has its dense candidates.
 
-    With `cache`, the prices are kept beside the statistics, so that the next budget is planned in a moment.
+    With `cache`, the prices are kept beside the statistics, so that the next budget is planned in a moment. Families
+    that are not among `kinds` are not priced.
     """
     # Strategies that price alike share one price list.
     pricing = allocation(allocation_name).priced_as
@@ -80,10 +82,18 @@ def survey(
     def context(site: Site) -> SiteContext:
         return context_of(site, model.get_submodule(site.name), architecture, statistics, method, pricing)
 
+    # Vocabulary tables, and matrices too small to be factored, fall back on int8; what trellis codes lose corrects the
+    # predictions of blocks.
+    wanted = {*kinds, "int8", *("trellis" for kind in kinds if kind.startswith(CODED_FAMILIES))}
+    families = tuple(family for family in FAMILIES if family in wanted)
+    if file is not None and not file.exists() and families != FAMILIES:
+        file = file.with_name(f"{file.stem}-{'-'.join(families)}.json")  # a list of all serves as well, if there is one
     if file is not None and file.exists():
         prices, corrections, activations = _from_json(read_json(file, "price list"))
     else:
-        prices, corrections, activations = price_all(model, architecture, statistics, sites, context, progress)
+        prices, corrections, activations = price_all(
+            model, architecture, statistics, sites, context, progress, families
+        )
         if file is not None:
             atomic_write(file, _to_json(prices, corrections, activations))
     for family in (kind for kind in RESIDENT_FAMILIES if kind in kinds):

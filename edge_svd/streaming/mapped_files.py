@@ -48,8 +48,10 @@ class MappedFiles:
         return sum(math.prod(place.shape) for place in self.places.values())
 
     def tensor(self, name: str) -> torch.Tensor:
-        """In the dtype of its file; writing to it ends the process."""
+        """In the dtype of its file; writing to it ends the process. InputError where that is none of DTYPES."""
         place = self.places[name]
+        if place.dtype not in DTYPES:
+            raise InputError(f"The tensor {name} in {place.file} is of type {place.dtype}; known: {', '.join(DTYPES)}.")
         kind = np.dtype(_PLAIN[place.dtype])
         if place.end == place.start:
             return torch.zeros(place.shape, dtype=DTYPES[place.dtype])
@@ -68,13 +70,11 @@ def _places(file: Path) -> list[tuple[str, Place]]:
             length = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(length))
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"The weights in {file} cannot be read ({error}).") from None
+        raise InputError(f"The weights in {file} cannot be opened ({error}); get the file again.") from None
     found = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
-            raise InputError(f"The tensor {name} in {file} is of type {entry['dtype']}; known: {', '.join(DTYPES)}.")
         start, end = entry["data_offsets"]
         found.append((name, Place(file, 8 + length + start, 8 + length + end, entry["dtype"], tuple(entry["shape"]))))
     return found

@@ -199,7 +199,7 @@ def test_faults_of_files_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     save_file(whole, file, {"format": "pt"})
     content = file.read_bytes()
     file.write_bytes(content[:-4])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be opened"):
         open_model(str(folder))
     file.write_bytes(content)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
