@@ -15,7 +15,8 @@ from edge_svd.encoders.architecture import Encoder
 from edge_svd.encoders.loading import place_tables
 from edge_svd.factored import FactoredLinear
 from edge_svd.formats import BLOCKED, CODED, PIVOTED, PLANES
-from edge_svd.quantize.blocks import Blocked, Grid, unpack_blocks
+from edge_svd.kernels.block_rounding import BlockGrid
+from edge_svd.quantize.blocks import Blocked, unpack_blocks
 from edge_svd.quantize.components import from_low
 from edge_svd.quantize.trellis import decode, unpack
 from edge_svd.rotation import place_rotation
@@ -132,7 +133,7 @@ def blocked(checkpoint: Checkpoint, site: Site) -> Blocked:
         zero = unpack_blocks(read("z"), fmt.bits)[:, :count]
     else:
         zero = torch.full((site.shape[0], count), 2 ** (fmt.bits - 1), dtype=torch.uint8)
-    return Blocked(unpack_blocks(read("q"), fmt.bits), Grid(row, read("u8"), zero, fmt.bits, fmt.block))
+    return Blocked(unpack_blocks(read("q"), fmt.bits), BlockGrid(row, read("u8"), zero, fmt.bits, fmt.block))
 
 
 def _place(model: Any, checkpoint: Checkpoint, site: Site) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from edge_svd.architectures import Architecture, Site
-from edge_svd.calibrate.cotangents import blocks, cotangent, passes
+from edge_svd.calibrate.cotangents import blocks, passes
 from edge_svd.errors import Failure
+from edge_svd.kernels import kl_seeds
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
 LOGIT_BLOCK = 32
@@ -55,10 +56,9 @@ class Moments:
         self.frequency = torch.zeros(self.embedding.shape[0], dtype=torch.float64)
         self.tokens = 0
 
-    def add_variance(self, probabilities: torch.Tensor, slope: torch.Tensor | None) -> None:
-        """Of the logits of some positions, given their probabilities and slope; see `pulled`."""
-        variance = probabilities * (1 - probabilities)
-        self.head_variance += (variance if slope is None else variance * slope.square()).sum(0)
+    def add_variance(self, variance: torch.Tensor) -> None:
+        """Of the logits [vocabulary], summed over some positions; see `pulled`."""
+        self.head_variance += variance
 
     def add_ends(self, states: torch.Tensor, ids: torch.Tensor) -> None:
         """A window's last hidden states [tokens, hidden] and its tokens."""
@@ -183,22 +183,40 @@ def pulled(
     estimator: Estimator,
     index: int,
     generator: torch.Generator,
-    seen: Callable[[torch.Tensor, torch.Tensor | None], None] | None = None,
+    seen: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Cotangents of one pass at the logits, pulled back to the head's input, as `states` [tokens, hidden].
 
-    `seen` is shown the probabilities [block, vocabulary] and the logits' slope of every block of positions.
+    `seen` is shown the variances of the logits [vocabulary], summed over every block of positions.
     """
     pull = torch.empty_like(states)
     with torch.no_grad():
         for block in blocks(len(states), LOGIT_BLOCK):
             logits, slope = logits_of(model, states[block], architecture)
-            probabilities = torch.softmax(logits, dim=-1)
+            if estimator.kind == "sampled":
+                uniform = torch.rand(len(logits), 1, generator=generator)
+                seeds, variance = kl_seeds.sampled(logits, uniform.to(logits.device), slope)
+                pull[block] = pull_back(model, seeds, None, estimator.precision)
+            else:
+                signs = torch.randint(0, 2, (len(logits), 1), generator=generator).float() * 2 - 1
+                pull[block] = _exact(model, logits, slope, estimator, index, signs.to(logits.device))
+                variance = logits if seen is None else kl_seeds.variance(logits, slope)
             if seen is not None:
-                seen(probabilities, slope)
-            seed = cotangent(probabilities, estimator.kind, index, estimator.k, generator)
-            pull[block] = pull_back(model, seed, slope, estimator.precision)
+                seen(variance)
     return pull
+
+
+def _exact(
+    model: Any, logits: torch.Tensor, slope: torch.Tensor | None, estimator: Estimator, index: int, signs: torch.Tensor
+) -> torch.Tensor:
+    """A pass of the `top-k` estimator at the head's input: only k rows of the head a position are read."""
+    top = kl_seeds.top(logits, estimator.k)
+    seeds = kl_seeds.exact(top, index, signs)
+    if slope is not None:
+        seeds = seeds * (slope.gather(1, top.places) if slope.ndim else slope)
+    dtype = torch.bfloat16 if estimator.precision == "bfloat16" else torch.float32
+    rows = model.lm_head.weight[top.places].to(dtype)
+    return torch.bmm(seeds[:, None].to(dtype), rows)[:, 0].float()
 
 
 def check_finite(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:

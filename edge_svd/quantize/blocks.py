@@ -18,34 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from edge_svd.errors import Failure
-from edge_svd.formats import BLOCK_STEPS, SiteFormat
+from edge_svd.formats import SiteFormat
+from edge_svd.kernels import block_rounding
+from edge_svd.kernels.block_rounding import BlockGrid, search
 from edge_svd.quantize.feedback import UnitFactor
-from edge_svd.quantize.rows import bfloat16_at_least
 from edge_svd.quantize.trellis import InputFactor
-
-SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.74, 0.68, 0.6, 0.5)
-"""Shares of the range that covers a whole block, tried for its scale: clipping a few large weights pays."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Scales and zero points of W [m, n] in blocks.
-
-    Attributes:
-        row: bfloat16 [m]; code: uint8 [m, blocks], the scale of a block is row · code / 255.
-        zero: uint8 [m, blocks], the integer that stands for 0.
-        bits, block: the format's.
-    """
-
-    row: torch.Tensor
-    code: torch.Tensor
-    zero: torch.Tensor
-    bits: int
-    block: int
-
-    def scale(self) -> torch.Tensor:
-        """fp32 [m, blocks], as the graph computes it."""
-        return self.code.float() * (self.row.float() / BLOCK_STEPS)[:, None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +30,7 @@ class Blocked:
     """A rounded matrix: integers uint8 [m, n] below 2^bits and their grid."""
 
     values: torch.Tensor
-    grid: Grid
+    grid: BlockGrid
 
     def matrix(self) -> torch.Tensor:
         """The rounded matrix, fp32 [m, n]."""
@@ -61,41 +38,20 @@ class Blocked:
         return (self.values.float() - spread[1]) * spread[0]
 
 
-def choose_grid(w: torch.Tensor, weight: torch.Tensor, fmt: SiteFormat) -> Grid:
-    """The grid of W [m, n], n a multiple of the block, under column weights [n].
+def choose_grid(w: torch.Tensor, weight: torch.Tensor, fmt: SiteFormat) -> BlockGrid:
+    """The grid of W [m, n], n a multiple of the block, under column weights [n] (`kernels.block_rounding.search`).
 
     Raises:
         Failure: W holds a NaN or an Inf.
     """
     if not torch.isfinite(w).all():
         raise Failure("Cannot round a matrix that holds NaN or Inf.")
-    m, n = w.shape
-    blocks = w.float().reshape(m, n // fmt.block, fmt.block)
-    g = weight.float().reshape(1, n // fmt.block, fmt.block)
-    top = 2**fmt.bits - 1
-    low, high = blocks.amin(2).clamp_max(0), blocks.amax(2).clamp_min(0)
-    middle = 2 ** (fmt.bits - 1)
-    full = (high - low) / top if fmt.zero else torch.maximum(high / (top - middle), -low / middle)
-    row = bfloat16_at_least(full.amax(1))
-    best = torch.full_like(full, torch.inf)
-    code, zero = torch.ones_like(full), torch.full_like(full, middle)
-    for shrink in SHRINKS:
-        tried = (full * (shrink * BLOCK_STEPS) / row.float()[:, None]).round().clamp(1, BLOCK_STEPS)
-        step = tried * (row.float() / BLOCK_STEPS)[:, None]
-        centre = (-low * shrink / step).round().clamp(0, top) if fmt.zero else zero
-        q = ((blocks / step[..., None]).round() + centre[..., None]).clamp(0, top)
-        loss = (((q - centre[..., None]) * step[..., None] - blocks).square() * g).sum(2)
-        better = loss < best
-        best = torch.where(better, loss, best)
-        code = torch.where(better, tried, code)
-        zero = torch.where(better, centre, zero) if fmt.zero else zero
-    return Grid(row, code.to(torch.uint8), zero.to(torch.uint8), fmt.bits, fmt.block)
+    return search(w, weight.float(), fmt.bits, fmt.block, fmt.zero)
 
 
-def nearest(w: torch.Tensor, grid: Grid) -> Blocked:
+def nearest(w: torch.Tensor, grid: BlockGrid) -> Blocked:
     """W [m, n] rounded to the nearest point of its grid."""
-    scale, zero = (part.repeat_interleave(grid.block, 1) for part in (grid.scale(), grid.zero.float()))
-    return Blocked(((w / scale).round() + zero).clamp(0, 2**grid.bits - 1).to(torch.uint8), grid)
+    return Blocked(block_rounding.nearest(w, grid)[0], grid)
 
 
 def round_blocks(w: torch.Tensor, inputs: InputFactor, c_out: UnitFactor | None, fmt: SiteFormat) -> Blocked:

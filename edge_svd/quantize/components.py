@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from edge_svd.errors import Failure
+from edge_svd.kernels.row_rounding import bfloat16_at_least
 from edge_svd.quantize.blocks import pack_blocks, unpack_blocks
-from edge_svd.quantize.rows import LIMITS, bfloat16_at_least
+from edge_svd.quantize.rows import LIMITS
 
 LOW_MIDDLE = 8
 """What is added to a 4-bit number in the file."""

@@ -6,23 +6,13 @@ import torch
 
 from edge_svd.errors import Failure
 from edge_svd.formats import INT4_LIMIT, INT8_LIMIT, INT16_LIMIT
+from edge_svd.kernels import row_rounding
 
 LIMITS = {4: INT4_LIMIT, 8: INT8_LIMIT, 16: INT16_LIMIT}
 
 
-def bfloat16_at_least(x: torch.Tensor) -> torch.Tensor:
-    """The smallest bfloat16 not below each positive fp32 value; zero becomes one, so that a zero row divides safely.
-
-    Rounding up keeps |q| within its limit without clipping; the coarser step costs under 1% of rounding noise and two
-    bytes a row instead of four.
-    """
-    bits = x.float().contiguous().view(torch.int32)
-    raised = ((bits + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
-    return torch.where(raised == 0, torch.ones_like(raised), raised)
-
-
 def round_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round W [m, n] to nearest with a scale per row.
+    """Round W [m, n] to nearest with a scale per row (`kernels.row_rounding`).
 
     Returns:
         q: int8 or int16 [m, n], |q| ≤ 127 or 32512.
@@ -31,12 +21,10 @@ def round_rows(w: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         Failure: W holds a NaN or an Inf.
     """
-    if not torch.isfinite(w).all():
+    found = row_rounding.round_rows(w.float(), LIMITS[bits])
+    if not torch.isfinite(found.scale).all():
         raise Failure("Cannot round a matrix that holds NaN or Inf.")
-    limit = LIMITS[bits]
-    scale = bfloat16_at_least(w.abs().amax(dim=1) / limit)
-    q = torch.round(w / scale.to(w.dtype)[:, None]).clamp_(-limit, limit)
-    return q.to(torch.int8 if bits == 8 else torch.int16), scale
+    return found.q, found.scale
 
 
 def dequantise_rows(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
