@@ -1,79 +1,234 @@
-"""Checks and times the second-moment kernel on a CUDA card: `python benchmarks/gpu.py`. Exit 2 where there is none."""
+"""Every kernel on a CUDA card: checked, then timed. `python benchmarks/gpu.py [--only KERNEL ...]`; exit 2 without one.
+
+Each kernel runs the cases of the test suite on the card. Then come tables: its time beside that of plain torch (cuBLAS)
+for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
+bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Everything goes to
+benchmarks/results/gpu-CARD-DATE.json.
+"""
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
-import subprocess
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import torch
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 
-from edge_svd.kernels.dispatch import VARIABLE
-from edge_svd.kernels.symmetric import SymmetricAccumulator
+import torch  # noqa: E402
 
-CASES = Path(__file__).parents[1] / "tests" / "kernels" / "second_moment_cases.py"
+from edge_svd.files import atomic_write, canonical_json  # noqa: E402
+from edge_svd.kernels import block_rounding, kl_seeds, row_rounding  # noqa: E402
+from edge_svd.kernels.dispatch import VARIABLE  # noqa: E402
+from edge_svd.kernels.factored_linear import factored_linear  # noqa: E402
+from edge_svd.kernels.rank_components import Components, Part, gather  # noqa: E402
+from edge_svd.kernels.symmetric import SymmetricAccumulator  # noqa: E402
+from edge_svd.report.machine import describe, today  # noqa: E402
+from tests.kernels.harness import KERNELS, broken  # noqa: E402
+
 TOKENS = 4096
+Row = dict[str, Any]
 
 
-def correct() -> bool:
-    """Runs the cases of the test suite on the card and prints those that fail."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment[VARIABLE] = "triton"
-    done = subprocess.run([sys.executable, CASES, "cuda"], env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stderr, file=sys.stderr)
-        return False
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    failed = [case for case in results if not case["error"] <= case["limit"]]
-    print(f"{len(results) - len(failed)} of {len(results)} cases hold")
-    for case in failed:
-        print(f"  {case['case']}: error {case['error']:.2e}, limit {case['limit']:.0e}")
-    return not failed
+def milliseconds(work: Callable[[], object]) -> float:
+    """Median time of one call, its inputs not in the cache."""
+    from triton.testing import do_bench
+
+    return float(do_bench(work, return_mode="median"))
 
 
-def milliseconds(accumulator: SymmetricAccumulator, x: torch.Tensor, repeats: int = 20) -> float:
-    """Median time of one `add`, by CUDA events, after three warm-up calls."""
-    for _ in range(3):
-        accumulator.add(x)
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        accumulator.add(x)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+def by(name: str, work: Callable[[], object]) -> float:
+    """The time with kernels by "triton" or "reference"."""
+    os.environ[VARIABLE] = name
+    return milliseconds(work)
 
 
-def roofline() -> None:
-    """Prints, for each width and dtype, time, arithmetic rate and memory rate of the kernel and of its reference."""
-    print(f"{torch.cuda.get_device_name()}, {TOKENS} tokens")
-    print("| width | dtype | implementation | ms | TFLOP/s | GB/s |\n|---|---|---|---|---|---|")
+class Card:
+    """What the card reaches: `copied` bytes a second (read and written), `multiplied` bf16 operations a second."""
+
+    def __init__(self) -> None:
+        big = torch.empty(2**29, dtype=torch.bfloat16, device="cuda")
+        other = torch.empty_like(big)
+        self.copied = 2 * big.nbytes / milliseconds(lambda: other.copy_(big)) * 1e3
+        a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+        self.multiplied = 2 * 8192**3 / milliseconds(lambda: a @ a) * 1e3
+
+    def row(self, what: str, triton: float, torch_ms: float, moved: float, operations: float = 0.0) -> Row:
+        """One line of a table: times in milliseconds, `moved` bytes and `operations` that the result needs at least."""
+        least = max(moved / self.copied, operations / self.multiplied) * 1e3
+        return {"what": what, "triton_ms": triton, "torch_ms": torch_ms, "share_of_card": least / triton}
+
+
+def second_moments(card: Card) -> list[Row]:
+    rows = []
     for width in (576, 1536, 4096, 11008):
         for dtype in (torch.float32, torch.bfloat16):
             x = torch.randn(TOKENS, width, device="cuda").to(dtype)
-            for name in ("reference", "triton"):
-                os.environ[VARIABLE] = name
-                accumulator = SymmetricAccumulator(width, device="cuda")
-                taken = milliseconds(accumulator, x)
-                # Work that the result needs: one multiply-add for every element of the upper triangle and token.
-                flops = TOKENS * width * (width + 1)
-                moved = x.nbytes + 2 * accumulator.nbytes
-                row = f"{taken:.3f} | {flops / taken / 1e9:.1f} | {moved / taken / 1e6:.0f}"
-                print(f"| {width} | {str(dtype).removeprefix('torch.')} | {name} | {row} |")
+            into = SymmetricAccumulator(width, device="cuda")
+            took = by("triton", lambda into=into, x=x: into.add(x))
+            full = torch.zeros(width, width, device="cuda", dtype=dtype)
+            plain = milliseconds(lambda full=full, x=x: full.addmm_(x.T, x))
+            # A multiply-add for every element of the upper triangle and token.
+            rows.append(
+                card.row(f"{width} {dtype}", took, plain, x.nbytes + 2 * into.nbytes, TOKENS * width * (width + 1))
+            )
+    return rows
+
+
+def seeds(card: Card) -> list[Row]:
+    rows = []
+    for vocabulary in (32000, 49152, 128256):
+        logits = torch.randn(512, vocabulary, device="cuda")
+        uniform = torch.rand(512, 1, device="cuda")
+        took, plain = (
+            by(name, lambda logits=logits, uniform=uniform: kl_seeds.sampled(logits, uniform))
+            for name in ("triton", "reference")
+        )
+        rows.append(card.row(f"sampled, 512 x {vocabulary}", took, plain, 3 * logits.nbytes))
+        took, plain = (by(name, lambda logits=logits: kl_seeds.top(logits, 8)) for name in ("triton", "reference"))
+        rows.append(card.row(f"top 8, 512 x {vocabulary}", took, plain, logits.nbytes))
+    return rows
+
+
+def part(rank: int, n: int, m: int, dtype: torch.dtype) -> Part:
+    if dtype == torch.int8:
+        a, b = (torch.randint(-127, 128, (rank, width), dtype=dtype, device="cuda") for width in (n, m))
+        return Part(a, b, torch.rand(rank, device="cuda") * 1e-4)
+    a, b = (torch.randn(rank, width, device="cuda").to(dtype) / rank**0.5 for width in (n, m))
+    return Part(a, b)
+
+
+def factored(card: Card) -> list[Row]:
+    rows = []
+    for n, m, rank in ((4096, 4096, 1024), (11008, 4096, 1536), (4096, 11008, 1536)):
+        dense = torch.randn(m, n, dtype=torch.float16, device="cuda")
+        for kinds in ((torch.float16,), (torch.int8,), (torch.int8, torch.float16)):
+            components = Components(tuple(part(rank // len(kinds), n, m, kind) for kind in kinds))
+            halves = [(p.a.half(), p.b.half()) for p in components.parts]
+            for count in (1, 16, 512):
+                x = torch.randn(count, n, dtype=torch.float16, device="cuda")
+                took = by("triton", lambda x=x, components=components: factored_linear(x, components))
+
+                def plain(x: torch.Tensor = x, halves: Any = halves) -> torch.Tensor:
+                    return sum((x @ a.T) @ b for a, b in halves)  # type: ignore[return-value]
+
+                name = "+".join(str(kind).removeprefix("torch.") for kind in kinds)
+                row = card.row(
+                    f"{count} rows, {m}x{n}, rank {rank}, {name}",
+                    took,
+                    milliseconds(plain),
+                    components.nbytes + x.nbytes + 2 * count * m,
+                    2 * count * rank * (m + n),
+                )
+                rows.append(row | {"dense_ms": milliseconds(lambda x=x, dense=dense: x @ dense.T)})
+    return rows
+
+
+def gathering(card: Card) -> list[Row]:
+    rows = []
+    for dtype in (torch.float16, torch.int8):
+        pool = part(2048, 4096, 11008, dtype)
+        chosen = torch.randperm(2048, device="cuda")[:1024]
+        took, plain = (
+            by(name, lambda pool=pool, chosen=chosen: gather(pool, chosen)) for name in ("triton", "reference")
+        )
+        rows.append(card.row(f"1024 of 2048 components, 11008x4096, {dtype}", took, plain, pool.nbytes))
+    return rows
+
+
+SHAPES = ((4096, 4096), (4096, 11008))
+
+
+def row_roundings(card: Card) -> list[Row]:
+    rows = []
+    for m, n in SHAPES:
+        w, gradient = torch.randn(m, n, device="cuda"), torch.randn(m, n, device="cuda")
+        took, plain = (
+            by(name, lambda w=w, gradient=gradient: row_rounding.round_rows(w, 127, gradient))
+            for name in ("triton", "reference")
+        )
+        rows.append(card.row(f"int8 rows and their first-order loss, {m}x{n}", took, plain, 9 * m * n))
+    return rows
+
+
+def block_roundings(card: Card) -> list[Row]:
+    rows = []
+    for m, n in SHAPES:
+        w, gradient = torch.randn(m, n, device="cuda"), torch.randn(m, n, device="cuda")
+        weight = torch.rand(n, device="cuda")
+        took, plain = (
+            by(name, lambda w=w, weight=weight: block_rounding.search(w, weight, 4, 32, True))
+            for name in ("triton", "reference")
+        )
+        rows.append(card.row(f"scales of 4-bit blocks of 32, {m}x{n}", took, plain, 4 * m * n))
+        grid = block_rounding.search(w, weight, 4, 32, True)
+        took, plain = (
+            by(name, lambda w=w, grid=grid, gradient=gradient: block_rounding.nearest(w, grid, gradient))
+            for name in ("triton", "reference")
+        )
+        rows.append(card.row(f"4-bit blocks and their first-order loss, {m}x{n}", took, plain, 9 * m * n))
+    return rows
+
+
+TABLES: dict[str, Callable[[Card], list[Row]]] = {
+    "second_moment": second_moments,
+    "kl_seeds": seeds,
+    "factored_linear": factored,
+    "rank_components": gathering,
+    "row_rounding": row_roundings,
+    "block_rounding": block_roundings,
+}
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(KERNELS))
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a CUDA card, and PyTorch sees none on this machine.", file=sys.stderr)
         return 2
-    if not correct():
-        return 1
-    roofline()
-    return 0
+    import transformers
+    import triton
+
+    name = torch.cuda.get_device_name()
+    failed = {kernel: broken(kernel, "cuda") for kernel in options.only}
+    for kernel, cases in failed.items():
+        print(
+            f"{kernel}: " + ("every case holds" if not cases else f"{len(cases)} cases fail: {cases[:5]}"), flush=True
+        )
+    card = Card()
+    print(f"{name}: copies {card.copied / 1e9:.0f} GB/s, multiplies {card.multiplied / 1e12:.0f} TFLOP/s in bf16")
+    tables: dict[str, list[Row]] = {}
+    for kernel in options.only:
+        tables[kernel] = TABLES[kernel](card)
+        print(f"\n| {kernel} | Triton ms | torch ms | dense ms | share of the card |\n|---|---|---|---|---|")
+        for row in tables[kernel]:
+            dense = f"{row['dense_ms']:.4f}" if "dense_ms" in row else ""
+            print(
+                f"| {row['what']} | {row['triton_ms']:.4f} | {row['torch_ms']:.4f} | {dense} "
+                f"| {row['share_of_card']:.0%} |",
+                flush=True,
+            )
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "transformers": transformers.__version__}
+    result = {
+        "card": name,
+        "copied_bytes_per_s": card.copied,
+        "multiplied_per_s": card.multiplied,
+        "failed": failed,
+        "tables": tables,
+        "versions": versions | {"python": sys.version.split()[0]},
+        "machine": describe(),
+        "date": today(),
+    }
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    file = HERE / "results" / f"gpu-{slug}-{today()}.json"
+    atomic_write(file, canonical_json(result))
+    print(f"\n{file}")
+    return 1 if any(failed.values()) else 0
 
 
 if __name__ == "__main__":

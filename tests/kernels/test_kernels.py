@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +18,7 @@ from edge_svd.kernels import block_rounding, dispatch, kl_seeds, rank_components
 from edge_svd.kernels.factored_linear import factored_linear
 from edge_svd.kernels.rank_components import Components, Part
 from tests.kernels.harness import KERNELS, broken, cases
+from tests.tiny_folder import tiny_folder, tiny_text
 
 TRITON = importlib.util.find_spec("triton") is not None
 
@@ -38,8 +44,6 @@ def test_by_triton_in_its_interpreter(name: str) -> None:
 def test_every_kernel_of_triton_has_its_cases() -> None:
     folder = dispatch.__file__
     assert folder is not None
-    from pathlib import Path
-
     kernels = {path.stem.removesuffix("_triton") for path in Path(folder).parent.glob("*_triton.py")}
     assert kernels == set(KERNELS)
 
@@ -109,3 +113,30 @@ def test_dispatch_follows_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "cuda")
     with pytest.raises(InputError, match="reference or triton"):
         dispatch.choose(cpu)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_a_plan_made_by_triton_is_the_one_made_without(tmp_path: Path) -> None:
+    """Calibration and prices in Triton's interpreter and in plain torch: bytes and KL within 0.1%."""
+    model = tiny_folder(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(tiny_text())
+    made = []
+    for name, own in (("reference", {}), ("triton", {"TRITON_INTERPRET": "1"})):
+        environment = os.environ | own | {dispatch.VARIABLE: name, "EDGE_SVD_CACHE": str(tmp_path / name)}
+
+        def run(*arguments: str, environment: dict[str, str] = environment) -> str:
+            line = [sys.executable, "-m", "edge_svd.cli", *arguments]
+            done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr[-2000:]
+            return done.stdout
+
+        stats, plan = str(tmp_path / f"{name}-stats"), tmp_path / f"{name}.json"
+        text = ["--calibration", str(tmp_path / "text.txt"), "--calibration-windows", "8"]
+        run("calibrate", str(model), *text, "--calibration-window", "48", "-o", stats)
+        size = ["--size", "150000", "--candidates", "int8,low-rank"]
+        run("plan", str(model), "--stats", stats, *size, "-o", str(plan))
+        made.append(json.loads(plan.read_text())["predicted"])
+    plain, kernels = made
+    assert kernels["file_bytes"] == pytest.approx(plain["file_bytes"], rel=1e-3)
+    assert kernels["kl"] == pytest.approx(plain["kl"], rel=1e-3)
