@@ -8,6 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from edge_svd.kernels.factored_linear import factored_linear
+from edge_svd.kernels.rank_components import Components, Part
+
 Factors: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """b [m, k] and a [k, n], fp32."""
 
@@ -23,6 +26,37 @@ class FactoredLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(torch.nn.functional.linear(x, self.a), self.b, self.bias)
+
+
+class ComponentLinear(torch.nn.Module):
+    """y = B (A x) + bias from rank components as they are stored, some in int8 (`kernels.factored_linear`).
+
+    A quarter of the memory of `FactoredLinear`, and on a CUDA card of its traffic; plain torch writes int8 out as fp32
+    at every call, so on a CPU it is the slower of the two.
+    """
+
+    bias: torch.Tensor | None
+
+    def __init__(self, components: Components, bias: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.count = len(components.parts)
+        for number, part in enumerate(components.parts):
+            self.register_buffer(f"a{number}", part.a)
+            self.register_buffer(f"b{number}", part.b)
+            self.register_buffer(f"scale{number}", part.scale)
+        self.register_buffer("bias", bias)
+
+    @property
+    def components(self) -> Components:
+        """The components, wherever the module has been moved."""
+        names = range(self.count)
+        return Components(
+            tuple(Part(getattr(self, f"a{i}"), getattr(self, f"b{i}"), getattr(self, f"scale{i}")) for i in names)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = factored_linear(x.reshape(-1, x.shape[-1]), self.components, self.bias)
+        return made.view(*x.shape[:-1], made.shape[-1])
 
 
 @contextmanager

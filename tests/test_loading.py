@@ -13,7 +13,7 @@ import torch
 import edge_svd
 from edge_svd.architectures import Site, sites_of
 from edge_svd.errors import InputError
-from edge_svd.factored import FactoredLinear
+from edge_svd.factored import ComponentLinear, FactoredLinear
 from edge_svd.formats import SiteFormat
 
 sys.path.append(str(Path(__file__).parent / "export"))
@@ -54,6 +54,22 @@ def test_logits_of_every_family(family: str, tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     tied = loaded.lm_head.weight.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()
     assert tied == architecture.tied_embeddings
+
+
+@pytest.mark.parametrize("kernels", ["", "reference"])
+def test_components_stay_as_they_are_stored(kernels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_SVD_KERNELS", kernels)
+    model = tiny_model("llama")
+    make_checkpoint(tmp_path, model, mixed)
+    kept, unpacked = edge_svd.load(tmp_path, components=True), edge_svd.load(tmp_path)
+    tokens = np.random.default_rng(1).integers(3, 96, (2, 24))
+    expected = torch_logits(unpacked, tokens)
+    np.testing.assert_allclose(torch_logits(kept, tokens), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    names = [name for name, module in kept.named_modules() if isinstance(module, ComponentLinear)]
+    assert {name.rpartition(".")[2] for name in names} == {"q_proj", "v_proj"}
+    q, v = (kept.get_submodule(f"model.layers.0.self_attn.{letter}_proj").components for letter in "qv")
+    assert [part.a.dtype for part in q.parts] == [torch.int8, torch.float32]
+    assert [(part.a.dtype, len(part.a)) for part in v.parts] == [(torch.int8, 32)]
 
 
 @pytest.mark.parametrize("kind", list(SCALED))

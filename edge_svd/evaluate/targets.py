@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_svd.checkpoint import MANIFEST
+from edge_svd.compute_device import compute_device, placed
 from edge_svd.errors import InputError
 from edge_svd.evaluate.text_loss import TextLoss, bundle_loss, model_loss
 from edge_svd.layouts import layout_of
@@ -27,7 +28,7 @@ def evaluate_target(
     """
     content = read_text(text)
     dense = open_model(reference) if reference is not None else None
-    reference_model: Any = dense.model if dense is not None else None
+    reference_model: Any = placed(dense.model) if dense is not None else None
     _within_positions(reference_model, window)
     with step("Evaluating") as tick:
         if is_bundle(Path(target)):
@@ -64,9 +65,10 @@ def torch_target(target: str) -> tuple[Any, Any]:
 
         from edge_svd.loading import load
 
-        return load(target), AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True)
+        model = load(target, components=compute_device().type == "cuda")
+        return placed(model), AutoTokenizer.from_pretrained(Path(target) / "companions", local_files_only=True)
     opened = open_model(target)
-    return opened.model, opened.tokenizer
+    return placed(opened.model), opened.tokenizer
 
 
 def _within_positions(model: Any, window: int) -> None:

@@ -60,9 +60,8 @@ class KlMeter:
 def model_logits(model: Any, ids: Array) -> Array:
     """float32 [window, vocabulary] of a transformers model; Failure if not finite."""
     with torch.inference_mode():
-        logits = (
-            model(input_ids=torch.from_numpy(np.asarray(ids, dtype=np.int64))[None], use_cache=False).logits[0].float()
-        )
+        tokens = torch.from_numpy(np.asarray(ids, dtype=np.int64))[None].to(model.device)
+        logits = model(input_ids=tokens, use_cache=False).logits[0].float().cpu()
     if not torch.isfinite(logits.sum()):
         raise Failure("The model's logits hold NaN or Inf on this text.")
     return np.asarray(logits.numpy())

@@ -1,0 +1,34 @@
+"""Where models are evaluated: on a CUDA card where PyTorch sees one."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from edge_svd.errors import InputError
+from edge_svd.streaming.on_demand import is_streamed
+
+VARIABLE = "EDGE_SVD_DEVICE"
+
+
+def compute_device() -> torch.device:
+    """`cuda` where there is one, else `cpu`; EDGE_SVD_DEVICE overrides. InputError where that names none of this
+    machine's."""
+    wanted = os.environ.get(VARIABLE, "")
+    if not wanted:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"{VARIABLE}={wanted!r} names no device that can compute here; it may be cpu or cuda.")
+    return device
+
+
+def placed(model: Any) -> Any:
+    """The model, moved there; one whose weights stay in their files stays on the CPU."""
+    return model if is_streamed(model) else model.to(compute_device())
