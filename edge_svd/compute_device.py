@@ -1,8 +1,10 @@
-"""Where models are evaluated: on a CUDA card where PyTorch sees one."""
+"""Where models are calibrated and evaluated: on a CUDA card where PyTorch sees one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,3 +34,14 @@ def compute_device() -> torch.device:
 def placed(model: Any) -> Any:
     """The model, moved there; one whose weights stay in their files stays on the CPU."""
     return model if is_streamed(model) else model.to(compute_device())
+
+
+@contextmanager
+def computing(model: Any) -> Iterator[torch.device]:
+    """The model is there for as long as this is open, and on the CPU again afterwards; gives the device."""
+    placed(model)
+    try:
+        yield model.device
+    finally:
+        if not is_streamed(model):
+            model.to("cpu")

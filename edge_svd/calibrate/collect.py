@@ -18,6 +18,7 @@ from edge_svd.errors import Failure
 from edge_svd.kernels import kl_seeds
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 
+CPU = torch.device("cpu")
 LOGIT_BLOCK = 32
 
 SLIM_ABOVE = 2**16
@@ -44,16 +45,22 @@ class Estimator:
 class Moments:
     """Accumulators of a run: `inputs` by input key, `outputs` by site, plus what the embedding and the head need."""
 
-    def __init__(self, sites: Sequence[Site], inner: Sequence[Site] | None = None) -> None:
+    def __init__(
+        self, sites: Sequence[Site], inner: Sequence[Site] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         """inner: the matrices between embedding and head that are accumulated at, by default all."""
         self.inner = inner_sites(sites) if inner is None else list(inner)
         self.embedding = next(site for site in sites if site.type == "embedding")
         self.head = next(site for site in sites if site.type == "lm_head")
-        self.inputs = {site.input: SymmetricAccumulator(site.shape[1]) for site in [*self.inner, self.head]}
-        self.outputs = {site.name: SymmetricAccumulator(site.shape[0]) for site in self.inner}
-        self.outputs[self.embedding.name] = SymmetricAccumulator(self.embedding.shape[1])
-        self.head_variance = torch.zeros(self.head.shape[0], dtype=torch.float64)
-        self.frequency = torch.zeros(self.embedding.shape[0], dtype=torch.float64)
+
+        def accumulator(width: int) -> SymmetricAccumulator:
+            return SymmetricAccumulator(width, device=device)
+
+        self.inputs = {site.input: accumulator(site.shape[1]) for site in [*self.inner, self.head]}
+        self.outputs = {site.name: accumulator(site.shape[0]) for site in self.inner}
+        self.outputs[self.embedding.name] = accumulator(self.embedding.shape[1])
+        self.head_variance = torch.zeros(self.head.shape[0], dtype=torch.float64, device=device)
+        self.frequency = torch.zeros(self.embedding.shape[0], dtype=torch.float64, device=device)
         self.tokens = 0
 
     def add_variance(self, variance: torch.Tensor) -> None:
@@ -63,7 +70,7 @@ class Moments:
     def add_ends(self, states: torch.Tensor, ids: torch.Tensor) -> None:
         """A window's last hidden states [tokens, hidden] and its tokens."""
         self.inputs[self.head.input].add(states)
-        self.frequency += torch.bincount(ids, minlength=len(self.frequency))
+        self.frequency.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
         self.tokens += len(ids)
 
 
@@ -119,9 +126,14 @@ def watching(
             handle.remove()
 
 
-def running_in(precision: str) -> torch.autocast:
+def finite(x: torch.Tensor) -> bool:
+    """Whether every entry is: a sum is not where one is not."""
+    return bool(torch.isfinite(x.sum()))
+
+
+def running_in(precision: str, device: torch.device = CPU) -> torch.autocast:
     """A context in which layers compute in "float32" or "bfloat16"."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @contextmanager
@@ -148,7 +160,7 @@ def last_hidden(
     precision: str = "float32",
 ) -> torch.Tensor:
     """Final hidden states [1, tokens, hidden] with a graph that starts at the embedding's output."""
-    with leaf_at(model, embedding, on_gradient), torch.enable_grad(), running_in(precision):
+    with leaf_at(model, embedding, on_gradient), torch.enable_grad(), running_in(precision, ids.device):
         body = model.get_submodule(embedding.partition(".")[0])
         hidden = body(input_ids=ids[None], use_cache=False).last_hidden_state
     return hidden.float()
@@ -157,12 +169,12 @@ def last_hidden(
 def logits_of(model: Any, hidden: torch.Tensor, architecture: Architecture) -> tuple[torch.Tensor, torch.Tensor | None]:
     """fp32 logits [tokens, vocabulary] and d logits / d (head output), None where the two are the same."""
     raw = model.lm_head(hidden).float()
-    if not torch.isfinite(raw.sum()):
+    if not finite(raw):
         raise Failure("The logits (site lm_head) hold NaN or Inf on the calibration text.")
     softcap, divisor = architecture.logit_softcap, architecture.logit_divisor
     slope = None
     if divisor != 1.0:
-        raw, slope = raw / divisor, torch.tensor(1.0 / divisor)
+        raw, slope = raw / divisor, torch.tensor(1.0 / divisor, device=raw.device)
     if not softcap:
         return raw, slope
     bounded = torch.tanh(raw / softcap)
@@ -222,7 +234,7 @@ def _exact(
 def check_finite(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
     """Failure naming the site if its activations or gradients are not finite."""
     for what, value in (("activations", x), ("gradients", g)):
-        if not torch.isfinite(value.sum()):
+        if not finite(value):
             raise Failure(f"The {what} at {site.name} hold NaN or Inf on the calibration text.")
 
 
@@ -232,7 +244,7 @@ def checking_inputs(model: Any, sites: Sequence[Site]) -> Iterator[None]:
 
     def check(site: Site) -> Callable[..., None]:
         def before(_: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-            if not torch.isfinite(arguments[0].sum()):
+            if not finite(arguments[0]):
                 raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
 
         return before

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edge_svd.architectures import Architecture, Site, sites_of
-from edge_svd.calibrate.collect import add_gradients, inner_sites, running_in
+from edge_svd.calibrate.collect import CPU, add_gradients, finite, inner_sites, running_in
 from edge_svd.calibrate.shards import save_shards
 from edge_svd.calibrate.statistics import ACTIVATIONS, EXTRAS, FISHER, GRADIENTS
 from edge_svd.errors import Failure, InputError
@@ -60,15 +60,15 @@ def take(
 class Readings:
     """E[x xᵀ] and E|x| of inputs, all tokens alike; `readers`: input key → a matrix that reads it."""
 
-    def __init__(self, readers: Mapping[str, Site]) -> None:
+    def __init__(self, readers: Mapping[str, Site], device: torch.device = CPU) -> None:
         self.readers = readers
-        self.moments = {name: SymmetricAccumulator(site.shape[1]) for name, site in readers.items()}
-        self.sizes = {name: torch.zeros(site.shape[1]) for name, site in readers.items()}
+        self.moments = {name: SymmetricAccumulator(site.shape[1], device=device) for name, site in readers.items()}
+        self.sizes = {name: torch.zeros(site.shape[1], device=device) for name, site in readers.items()}
         self.tokens = {name: 0.0 for name in readers}
 
     def seen(self, site: Site, x: torch.Tensor) -> None:
         """x [tokens, n]; Failure where it is not finite."""
-        if not torch.isfinite(x.sum()):
+        if not finite(x):
             raise Failure(f"The activations at {site.name} hold NaN or Inf on the calibration text.")
         self.moments[site.input].add(x)
         self.sizes[site.input] += x.float().abs().sum(0)
@@ -97,9 +97,9 @@ class Readings:
 def _activations(
     model: Any, architecture: Architecture, windows: torch.Tensor, out: Path, precision: str, progress: Tick
 ) -> None:
-    readings = Readings({site.input: site for site in reversed(inner_sites(sites_of(architecture)))})
+    readings = Readings({s.input: s for s in reversed(inner_sites(sites_of(architecture)))}, windows.device)
     body = model.get_submodule(architecture.layout.body)
-    with readings.watching(model), torch.inference_mode(), running_in(precision):
+    with readings.watching(model), torch.inference_mode(), running_in(precision, windows.device):
         for done, ids in enumerate(windows):
             progress(done)
             body(input_ids=ids[None], use_cache=False)
@@ -118,8 +118,9 @@ def _slopes(
 ) -> None:
     sites = sites_of(architecture)
     inner = inner_sites(sites)
-    gradients = {site.name: torch.zeros(site.shape) for site in inner}
-    fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64) for site in inner}
+    device = windows.device
+    gradients = {site.name: torch.zeros(site.shape, device=device) for site in inner}
+    fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64, device=device) for site in inner}
 
     def of_window(site: Site, slope: torch.Tensor) -> None:
         gradients[site.name] += slope

@@ -26,6 +26,7 @@ from edge_svd.calibrate.statistics import (
     cache_key,
     manifest_bytes,
 )
+from edge_svd.compute_device import computing
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json, writing
 from edge_svd.kernels.symmetric import SymmetricAccumulator
@@ -102,7 +103,8 @@ def calibrate(
         raise InputError("Calibration windows must hold at least two tokens.")
     before = len(measured) if finished is None else 0
     total = before + count_windows(asked, len(measured), len(held))
-    with writing(out):
+    with writing(out), computing(model) as device:
+        held_out, windows = windows[held], windows.to(device)
         if finished is None:
             out.mkdir(parents=True, exist_ok=True)
             _claim(out, cache_key(key))
@@ -119,7 +121,7 @@ def calibrate(
             take_extras(model, architecture, windows, parts, out, estimator.precision, asked, tick)
         if finished is None:
             progress(total, total)
-            save_shards(out / HELD_OUT, ["ids"], lambda _: windows[held])
+            save_shards(out / HELD_OUT, ["ids"], lambda _: held_out)
             atomic_write(out / MANIFEST, manifest_bytes(key, len(measured) * windows.shape[1]))
             (out / PARTIAL_MANIFEST).unlink(missing_ok=True)
             (out / CLAIM).unlink(missing_ok=True)
@@ -152,7 +154,7 @@ def _moments(
     estimator: Estimator,
     progress: Callable[[int], None],
 ) -> None:
-    moments = Moments(sites_of(architecture))
+    moments = Moments(sites_of(architecture), device=windows.device)
     done = _resume(moments, out, cache_key(key))
     for position in range(done, len(chosen)):
         progress(position)
@@ -251,8 +253,8 @@ def _resume(moments: Moments, out: Path, digest: str) -> int:
     if not isinstance(state, dict) or state.get("key") != digest:
         return 0
     moments.tokens = int(state["tokens"])
-    moments.head_variance = read_tensor(out / PARTIAL, "head.variance")
-    moments.frequency = read_tensor(out / PARTIAL, "token.frequency")
+    moments.head_variance.copy_(read_tensor(out / PARTIAL, "head.variance"))
+    moments.frequency.copy_(read_tensor(out / PARTIAL, "token.frequency"))
     for name, accumulator in _accumulators(moments).items():
         accumulator.restore(read_tensor(out / PARTIAL, name), float.fromhex(state["totals"][name]))
     return int(state["done"])

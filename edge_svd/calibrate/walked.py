@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edge_svd.architectures import Architecture, Site, sites_of
-from edge_svd.calibrate.collect import Collector, Estimator, Moments, passes_of, pulled, pulled_loss
+from edge_svd.calibrate.collect import Collector, Estimator, Moments, finite, passes_of, pulled, pulled_loss
 from edge_svd.calibrate.extras import Readings
 from edge_svd.calibrate.shards import save_shard
 from edge_svd.calibrate.statistics import ACTIVATIONS, FISHER, GRADIENTS
@@ -124,7 +124,7 @@ class _SlopesAtLayer:
 
     def seen(self, site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
         slope = g.float().T @ x.float()
-        if not torch.isfinite(slope.sum()):
+        if not finite(slope):
             raise Failure(f"The gradients at {site.name} hold NaN or Inf on the calibration text.")
         self.gradients[site.name] += slope
         self.fisher[site.name] += slope.square().sum(1, dtype=torch.float64)

@@ -19,6 +19,7 @@ from edge_svd.export import export_bundle, linear
 from edge_svd.formats import WHOLE_PASS, SiteFormat
 from edge_svd.planner.kv_cache import cache_scales
 from edge_svd.runtime.bundle import open_bundle
+from edge_svd.runtime.kernel_support import whole_pass_works
 
 CONTEXT = 256
 END, PAD = 2, 0
@@ -58,6 +59,8 @@ def tiny_bundle(folder: Path, family: str, formats: str, cache: str, exact: bool
     `exact` leaves activations in float32: padding changes the order of attention's sums and so their last bit, and
     rounding to int8 makes that large enough for another token where a random model has two that are close.
     """
+    if formats == "whole" and not whole_pass_works():
+        pytest.skip("this processor has no VNNI: onnxruntime computes such products wrongly, and we refuse them")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder(folder / "source"))
     tokenizer.pad_token = "<|endoftext|>"
     settings: dict[str, Any] = {"bos_token_id": PAD, "eos_token_id": END, "pad_token_id": PAD}
