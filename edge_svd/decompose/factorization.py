@@ -87,11 +87,7 @@ def split(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     rank = min(m, n)
     scale = float(matrix.abs().max())
     if scale == 0.0:
-        return (
-            torch.zeros(m, rank, dtype=matrix.dtype),
-            torch.zeros(rank, n, dtype=matrix.dtype),
-            matrix.new_zeros(rank),
-        )
+        return matrix.new_zeros(m, rank), matrix.new_zeros(rank, n), matrix.new_zeros(rank)
     unit = matrix / scale  # squares of tiny or huge entries would leave the range of float64
     left = m <= n
     basis = eigh(unit @ unit.T if left else unit.T @ unit)[1]

@@ -13,9 +13,9 @@ from edge_svd.registry import Registry, parametrised
 class Decomposition(Protocol):
     """w: [m, n], numpy or torch, any float type, and its statistics → factors with w = b @ a, best components first.
 
-    The work is done in float64 on the CPU. `needs` are the statistics that it reads beyond `c_in` and `c_out`, which
-    calibration always takes. Raises Failure where an argument holds NaN or infinity (naming it), InputError where
-    shapes do not fit or a statistic is missing.
+    The work is done in float64, on a CUDA card where there is one (`compute_device`); what it gives is on the CPU.
+    `needs` are the statistics that it reads beyond `c_in` and `c_out`, which calibration always takes. Raises Failure
+    where an argument holds NaN or infinity (naming it), InputError where shapes do not fit or a statistic is missing.
     """
 
     @property

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import torch
 
+from edge_svd.compute_device import compute_device
 from edge_svd.decompose.factorization import Matrix, as_matrix, eigh
 from edge_svd.errors import InputError
 
@@ -74,10 +75,12 @@ def _kept(c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def symmetric(metric: Matrix, damping: float, name: str) -> torch.Tensor:
-    """The metric in float64 [n, n], a copy, its rounding noise averaged away; refuses what `whiten` refuses."""
+    """The metric in float64 [n, n], a copy on the device that computes, its rounding noise averaged away; refuses what
+    `whiten` refuses."""
     c = as_matrix(metric, name)
     if c.shape[0] != c.shape[1]:
         raise InputError(f"The metric {name} must be square, not {list(c.shape)}.")
     if not damping >= 0.0:
         raise InputError(f"The damping must be zero or positive, not {damping}.")
+    c = c.to(compute_device())
     return (c + c.T) / 2
