@@ -308,8 +308,8 @@ def check_kernels(opened: Opened, plan: Plan) -> None:
             if product.whole and not whole_pass_works():
                 raise InputError(
                     f"The plan keeps {site.name} in int8 rows whose inputs share one scale a pass, which onnxruntime "
-                    f"{onnxruntime.__version__} computes wrongly on this processor; name its --device, or leave out "
-                    "--rotate."
+                    f"{onnxruntime.__version__} computes wrongly on this processor; plan again here, or use a machine "
+                    "with VNNI."
                 )
             if not product.whole and not kernel_works(product.bits, product.block):
                 raise InputError(

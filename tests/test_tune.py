@@ -18,7 +18,7 @@ from edge_svd.report.fit_summary import fit_summary
 from edge_svd.steps import Calibration, Planning, check_plan, run_calibration, run_plan, run_survey, steps_of
 from edge_svd.tune import tune
 
-SIZE = 120_000
+SIZE = 105_000
 
 
 def divergence(dense: torch.nn.Module, other: torch.nn.Module, windows: torch.Tensor) -> float:

@@ -18,6 +18,7 @@ from edge_svd.planner.refusal import out_of_reach
 from edge_svd.planner.survey import Survey
 from edge_svd.planner.targets import Setting, Targets
 from edge_svd.planner.within import within_limits
+from edge_svd.runtime.kernel_support import whole_pass_works
 
 ROUNDS = 6
 FILLED = 2e-3
@@ -43,7 +44,8 @@ def make_plan(
         BudgetError: there is none; names the smallest reachable value, what dominates it and what would help.
         InputError: an allocation that knows sizes alone is asked for another target.
     """
-    if not setting.profile.device.exact_int8:
+    # Where the device computes them wrongly, or where this machine does and could prove no bundle that has them.
+    if not (setting.profile.device.exact_int8 and whole_pass_works()):
         survey = _in_blocks(survey)
     draft = Draft(survey, source, targets, setting, seed, size_of, tune_steps)
     if not targets.resident:

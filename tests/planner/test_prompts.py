@@ -13,6 +13,7 @@ from edge_svd.models import open_model
 from edge_svd.planner.plan import Plan
 from edge_svd.planner.targets import Targets
 from edge_svd.rotation import rotated
+from edge_svd.runtime.kernel_support import whole_pass_works
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey
 
 BOARD = """summary = "A board in a test"
@@ -77,6 +78,9 @@ def make(tiny_model: Path, tiny_text_file: Path, shared_cache: Path, tmp_path_fa
         return plan
 
 
+WITH_VNNI = pytest.mark.skipif(not whole_pass_works(), reason="without VNNI such plans are refused")
+
+
 def whole(plan: Plan) -> set[str]:
     return {name for name, fmt in plan.formats.items() if fmt.block == WHOLE_PASS}
 
@@ -87,6 +91,7 @@ def test_speed_is_what_the_profile_says_of_every_weight_but_the_vocabulary(make:
     assert plan.prefill_tokens_per_s == pytest.approx(1 / (INNER * 4e-10 + 2 * 1e-6))
 
 
+@WITH_VNNI
 def test_prompts_are_bought_with_as_little_loss_as_possible(make: Make) -> None:
     slow, fast = make(1000), make(1 / (INNER * 1e-10 + 2 * 1e-6) * 0.999)
     between = make(1 / (INNER * 2e-10 + 2 * 1e-6))
@@ -97,10 +102,12 @@ def test_prompts_are_bought_with_as_little_loss_as_possible(make: Make) -> None:
     assert slow.kl < between.kl < fast.kl
 
 
+@WITH_VNNI
 def test_vocabulary_tables_never_share_a_scale(make: Make) -> None:
     assert "model.embed_tokens" not in whole(make(1 / (INNER * 1e-10 + 2 * 1e-6) * 0.999))
 
 
+@WITH_VNNI
 def test_what_is_too_fast_names_the_fastest(make: Make) -> None:
     fastest = 1 / (INNER * 1e-10 + 2 * 1e-6)
     with pytest.raises(BudgetError, match=f"the fastest possible are {int(fastest)} tokens/s") as refused:
@@ -111,6 +118,10 @@ def test_what_is_too_fast_names_the_fastest(make: Make) -> None:
 def test_processors_whose_int8_products_overflow_get_none(make: Make) -> None:
     with pytest.raises(BudgetError, match="the fastest possible are"):
         make(1 / (INNER * 2e-10 + 2 * 1e-6), sets='"avx2"')
+
+
+@WITH_VNNI
+def test_processors_with_vnni_get_some(make: Make) -> None:
     assert whole(make(1 / (INNER * 2e-10 + 2 * 1e-6), sets='"avx2", "avx_vnni"'))
 
 
