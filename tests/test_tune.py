@@ -18,7 +18,9 @@ from edge_svd.report.fit_summary import fit_summary
 from edge_svd.steps import Calibration, Planning, check_plan, run_calibration, run_plan, run_survey, steps_of
 from edge_svd.tune import tune
 
-SIZE = 105_000
+SIZE = 120_000
+TIGHT = 109_000
+"""Where so much is lost that tuning helps on every processor."""
 
 
 def divergence(dense: torch.nn.Module, other: torch.nn.Module, windows: torch.Tensor) -> float:
@@ -73,11 +75,11 @@ def test_what_does_not_help_is_not_kept(tiny_model: Path, tiny_text_file: Path, 
 
 def test_fit_with_tuning_is_repeatable(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path) -> None:
     calibration = Calibration((str(tiny_text_file),), windows=24, window=64)
-    made = [fit(str(tiny_model), tmp_path / name, SIZE, calibration, Planning(tune_steps=40)) for name in "ab"]
+    made = [fit(str(tiny_model), tmp_path / name, TIGHT, calibration, Planning(tune_steps=40)) for name in "ab"]
     data = [(result.bundle / "model.onnx.data").read_bytes() for result in made]
-    plain = fit(str(tiny_model), tmp_path / "c", SIZE, calibration)
+    plain = fit(str(tiny_model), tmp_path / "c", TIGHT, calibration)
     assert data[0] == data[1] and data[0] != (plain.bundle / "model.onnx.data").read_bytes()
-    assert made[0].plan.tune_steps == 40 and made[0].measured["file_bytes"] == made[0].plan.file_bytes <= SIZE
+    assert made[0].plan.tune_steps == 40 and made[0].measured["file_bytes"] == made[0].plan.file_bytes <= TIGHT
     tuned = made[0].tuned
     assert tuned is not None and plain.tuned is None
     assert made[0].to_json()["tuned"] == {"before": tuned.before, "after": tuned.after, "kept": tuned.kept}
