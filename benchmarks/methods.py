@@ -74,7 +74,8 @@ PARTS = {
     "healing": Part("Distilled", "io-svd", MEASURED, "0.8,0.6,0.4", heal="none,distil:steps=200", heal_windows=440),
     "refitted": Part("Refitted", "io-svd", "second-order", "0.8,0.6", heal="none,refit", heal_windows=440),
     "zero-sum": Part("Zero-sum, with the factors that it was made for", "zs-svd", "uniform,zero-sum", "0.8,0.6"),
-    "strs": Part("Sensitivity-based search, hours on two cores", "io-svd,svd-llm", "strs", "0.8,0.6", TEXTS),
+    "strs": Part("Sensitivity-based search, an hour on two cores", "io-svd", "strs", "0.8,0.6", TEXTS),
+    "strs-svd-llm": Part("The same for svd-llm, another hour", "svd-llm", "strs", "0.8,0.6", TEXTS),
     "tasks": Part("Tasks", "svd-llm-v2,nsvd-i,io-svd", "uniform", "0.8", (), tasks=TASKS),
 }
 
