@@ -22,7 +22,7 @@ from edge_svd.checkpoint import (
     save_weights,
 )
 from edge_svd.errors import InputError
-from edge_svd.files import atomic_write, canonical_json, replace_folder, writing
+from edge_svd.files import atomic_write, canonical_json, drop_leftovers, replace_folder, writing
 from edge_svd.formats import MOST_PIVOTED, PIVOTED, SiteFormat, padded, tensors
 from edge_svd.models import OpenedModel
 from edge_svd.opening import Opened
@@ -141,6 +141,7 @@ def _start(partial: Path, key: bytes) -> None:
             for file in (partial / WEIGHTS).glob("*") if partial.is_dir() else ():
                 file.unlink()
             atomic_write(partial / PARTIAL_KEY, key)
+        drop_leftovers(partial / WEIGHTS)
 
 
 def site_arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics) -> Arrays:

@@ -87,6 +87,13 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def drop_leftovers(folder: Path) -> None:
+    """Remove what a run killed while it wrote has left in a folder of ours: names that begin with a dot, safetensors'
+    own temporary files among them."""
+    for file in folder.glob(".*") if folder.is_dir() else ():
+        file.unlink()
+
+
 def replace_folder(new: Path, target: Path) -> None:
     """Put the finished folder `new` where `target` stands: the old one is moved aside until the new one is in place."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")

@@ -18,7 +18,7 @@ from edge_svd.calibrate.extras import Readings
 from edge_svd.calibrate.shards import save_shard
 from edge_svd.calibrate.statistics import ACTIVATIONS, FISHER, GRADIENTS
 from edge_svd.errors import Failure, InputError
-from edge_svd.files import format_size
+from edge_svd.files import drop_leftovers, format_size
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 from edge_svd.streaming.walk import Walk
 
@@ -109,6 +109,7 @@ def moments(
         progress,
     )
     save_shard(fresh, load_file(partial / ENDS) | {f"out.{ends.embedding.name}": mean(embedding.buffer, float(tokens))})
+    drop_leftovers(fresh)
     os.rename(fresh, out)
     shutil.rmtree(walk.folder)
 
@@ -161,6 +162,7 @@ def slopes(
         progress=progress,
     )
     for name, folder in folders.items():
+        drop_leftovers(folder)
         os.rename(folder, out / name)
     shutil.rmtree(walk.folder)
 
@@ -185,6 +187,7 @@ def activations(
     for layer in range(max(done), walk.depth):
         start = (1 + layer) * len(windows)
         _read_layer(walk, layer, readers, fresh, partial_tick(progress, start, total))
+    drop_leftovers(fresh)
     os.rename(fresh, out / ACTIVATIONS)
     shutil.rmtree(walk.folder)
 

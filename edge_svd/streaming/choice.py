@@ -12,8 +12,8 @@ from edge_svd.errors import InputError
 VARIABLE = "EDGE_SVD_STREAM"
 CHOICES = ("always", "never")
 
-SHARE = 0.5
-"""Of the memory at hand that weights in fp32 may take; what is measured at them takes as much again."""
+SHARE = 0.25
+"""Of the memory at hand that weights in fp32 may take: what is measured at them takes two to three times as much."""
 
 
 def streams(numbers: int) -> bool:

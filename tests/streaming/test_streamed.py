@@ -113,6 +113,8 @@ def test_a_killed_walk_goes_on_to_the_same_bytes(steps: int, tmp_path: Path, mon
             break
         except Killed:
             kills, left = kills + 1, 0
+            for folder in [file for file in (out / "partial").iterdir() if file.is_dir()]:
+                (folder / ".tmpAbCdEf").touch()  # as safetensors leaves one when it is killed while it writes
     assert kills == (1 if steps < 200 else 0)
 
 
@@ -236,7 +238,7 @@ def test_a_full_disk_is_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_choice_follows_memory_and_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(choice, "memory_at_hand", lambda: 8000)
+    monkeypatch.setattr(choice, "memory_at_hand", lambda: 16000)
     assert [streams(numbers) for numbers in (1000, 1001)] == [False, True]
     monkeypatch.setattr(choice, "memory_at_hand", lambda: None)
     assert not streams(10**15)
