@@ -22,11 +22,11 @@ def compute_device() -> torch.device:
     if not wanted:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(wanted)
+        device: torch.device | None = torch.device(wanted)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
+    except (RuntimeError, AssertionError):  # no such device, or PyTorch was built without it
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"{VARIABLE}={wanted!r} names no device that can compute here; it may be cpu or cuda.")
     return device
 

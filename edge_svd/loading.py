@@ -101,22 +101,15 @@ def dense_parts(checkpoint: Checkpoint, site: Site) -> tuple[torch.Tensor, ...]:
         a = torch.cat([torch.eye(fmt.k8), c], dim=1)[:, torch.argsort(order)]
         return read("b8") * read("s8")[:, None], a[:, :n].contiguous()
 
-    def integers(letter: str, bits: int) -> torch.Tensor:
-        if bits > 4:
-            return read(f"{letter}{bits}")
-        return from_low(torch.from_numpy(checkpoint.tensor(f"{site.name}.{letter}4"))).float()
-
-    kinds = [bits for bits, rank in ((4, fmt.k4), (8, fmt.k8), (16, fmt.k16)) if rank]
-    b = torch.cat([integers("b", bits) for bits in kinds], dim=1)
-    a = torch.cat([integers("a", bits)[:, :n] * read(f"s{bits}")[:, None] for bits in kinds])
-    return b, a.contiguous()
+    parts = stored_components(checkpoint, site).parts
+    b = torch.cat([part.b.float().T for part in parts], dim=1)
+    return b, torch.cat([part.a.float() if part.scale is None else part.a * part.scale[:, None] for part in parts])
 
 
 def stored_components(checkpoint: Checkpoint, site: Site) -> Components:
     """The rank components of a low-rank matrix, without padding: those of 4 and 8 bits in int8, those of 16 in fp32."""
     fmt, n = checkpoint.formats[site.name], site.shape[1]
     parts = []
-
     for bits in (bits for bits, rank in ((4, fmt.k4), (8, fmt.k8), (16, fmt.k16)) if rank):
         b, a = (torch.from_numpy(checkpoint.tensor(f"{site.name}.{letter}{bits}")) for letter in "ba")
         if bits == 4:

@@ -28,6 +28,53 @@ REDUCED = 256
 
 
 @triton.jit
+def _place(chosen_ptr: Any, r: Any, live: Any, has_chosen: tl.constexpr) -> Any:
+    """Where the r-th components lie."""
+    source = r.to(tl.int64)
+    if has_chosen:
+        source = tl.load(chosen_ptr + r, mask=live, other=0).to(tl.int64)
+    return source
+
+
+@triton.jit
+def _a_x(
+    x_ptr: Any,
+    a_ptr: Any,
+    scale_ptr: Any,
+    row: Any,
+    rows: Any,
+    source: Any,
+    live: Any,
+    n: Any,
+    x_row: Any,
+    x_column: Any,
+    a_row: Any,
+    a_column: Any,
+    has_scale: tl.constexpr,
+    compute: tl.constexpr,
+    height: tl.constexpr,
+    width: tl.constexpr,
+    depth: tl.constexpr,
+) -> Any:
+    """A x, scaled, of `height` rows and `width` components, fp32."""
+    total = tl.zeros((height, width), dtype=tl.float32)
+    for start in range(0, n, depth):
+        j = start + tl.arange(0, depth)
+        x = tl.load(
+            x_ptr + row[:, None] * x_row + j[None, :] * x_column,
+            mask=(row[:, None] < rows) & (j[None, :] < n),
+            other=0.0,
+        )
+        a = tl.load(
+            a_ptr + source[None, :] * a_row + j[:, None] * a_column, mask=live[None, :] & (j[:, None] < n), other=0
+        )
+        total = tl.dot(x.to(compute), a.to(compute), acc=total, input_precision="ieee")
+    if has_scale:
+        total = total * tl.load(scale_ptr + source, mask=live, other=0.0)[None, :]
+    return total
+
+
+@triton.jit
 def _few(
     x_ptr: Any,
     a_ptr: Any,
@@ -57,24 +104,27 @@ def _few(
     program = tl.program_id(0)
     r = program * ranks + tl.arange(0, ranks)
     live = r < k
-    source = r.to(tl.int64)
-    if has_chosen:
-        source = tl.load(chosen_ptr + r, mask=live, other=0).to(tl.int64)
+    source = _place(chosen_ptr, r, live, has_chosen)
     row = tl.arange(0, most_rows)
-    inner = tl.zeros((most_rows, ranks), dtype=tl.float32)
-    for start in range(0, n, inputs):
-        j = start + tl.arange(0, inputs)
-        x = tl.load(
-            x_ptr + row[:, None] * x_row + j[None, :] * x_column,
-            mask=(row[:, None] < rows) & (j[None, :] < n),
-            other=0.0,
-        )
-        a = tl.load(
-            a_ptr + source[None, :] * a_row + j[:, None] * a_column, mask=live[None, :] & (j[:, None] < n), other=0
-        )
-        inner = tl.dot(x.to(compute), a.to(compute), acc=inner, input_precision="ieee")
-    if has_scale:
-        inner = inner * tl.load(scale_ptr + source, mask=live, other=0.0)[None, :]
+    inner = _a_x(
+        x_ptr,
+        a_ptr,
+        scale_ptr,
+        row,
+        rows,
+        source,
+        live,
+        n,
+        x_row,
+        x_column,
+        a_row,
+        a_column,
+        has_scale,
+        compute,
+        most_rows,
+        ranks,
+        inputs,
+    )
     to = (first_partial + program).to(tl.int64) * rows
     for start in range(0, m, outputs):
         i = start + tl.arange(0, outputs)
@@ -132,24 +182,27 @@ def _into(
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     r = tl.program_id(1) * tile_columns + tl.arange(0, tile_columns)
     live = r < k
-    source = r.to(tl.int64)
-    if has_chosen:
-        source = tl.load(chosen_ptr + r, mask=live, other=0).to(tl.int64)
+    source = _place(chosen_ptr, r, live, has_chosen)
     wide = row.to(tl.int64)
-    total = tl.zeros((tile_rows, tile_columns), dtype=tl.float32)
-    for start in range(0, n, depth):
-        j = start + tl.arange(0, depth)
-        x = tl.load(
-            x_ptr + wide[:, None] * x_row + j[None, :] * x_column,
-            mask=(row[:, None] < rows) & (j[None, :] < n),
-            other=0.0,
-        )
-        a = tl.load(
-            a_ptr + source[None, :] * a_row + j[:, None] * a_column, mask=live[None, :] & (j[:, None] < n), other=0
-        )
-        total = tl.dot(x.to(compute), a.to(compute), acc=total, input_precision="ieee")
-    if has_scale:
-        total = total * tl.load(scale_ptr + source, mask=live, other=0.0)[None, :]
+    total = _a_x(
+        x_ptr,
+        a_ptr,
+        scale_ptr,
+        wide,
+        rows,
+        source,
+        live,
+        n,
+        x_row,
+        x_column,
+        a_row,
+        a_column,
+        has_scale,
+        compute,
+        tile_rows,
+        tile_columns,
+        depth,
+    )
     tl.store(
         inner_ptr + wide[:, None] * k + r[None, :],
         total.to(inner_ptr.dtype.element_ty),
@@ -186,9 +239,7 @@ def _out_of(
     for start in range(0, k, depth):
         r = start + tl.arange(0, depth)
         live = r < k
-        source = r.to(tl.int64)
-        if has_chosen:
-            source = tl.load(chosen_ptr + r, mask=live, other=0).to(tl.int64)
+        source = _place(chosen_ptr, r, live, has_chosen)
         inner = tl.load(
             inner_ptr + wide[:, None] * k + r[None, :], mask=(row[:, None] < rows) & live[None, :], other=0.0
         )

@@ -41,6 +41,16 @@ class Estimator:
     weighted: bool = True
     precision: str = "float32"
 
+    @property
+    def passes(self) -> int:
+        """Backward passes a window takes."""
+        return passes(self.kind, self.samples, self.k)
+
+    @property
+    def scale(self) -> float:
+        """What gradients are multiplied with, so that passes add up to the mean of the draws."""
+        return self.samples**-0.5 if self.kind == "sampled" else 1.0
+
 
 class Moments:
     """Accumulators of a run: `inputs` by input key, `outputs` by site, plus what the embedding and the head need."""
@@ -72,6 +82,11 @@ class Moments:
         self.inputs[self.head.input].add(states)
         self.frequency.index_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
         self.tokens += len(ids)
+
+
+def mean(total: torch.Tensor, divisor: float) -> torch.Tensor:
+    """A sum over what was counted; as it is where nothing was."""
+    return total / (divisor if divisor > 0 else 1.0)
 
 
 def inner_sites(sites: Sequence[Site]) -> list[Site]:
@@ -279,7 +294,7 @@ def slim_graph(smallest: int = SLIM_ABOVE) -> Iterator[None]:
 
 
 class Collector:
-    """Adds what the backward passes of one window show at matrices to their accumulators."""
+    """Adds what backward passes show at matrices to their accumulators; a pass shows every matrix once."""
 
     def __init__(
         self,
@@ -297,15 +312,10 @@ class Collector:
         self.index = 0
         """Number of the backward pass."""
 
-    @property
-    def scale(self) -> float:
-        """What gradients are multiplied with, so that passes add up to the mean of the draws."""
-        return self.estimator.samples**-0.5 if self.estimator.kind == "sampled" else 1.0
-
     def seen(self, site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
         """x [tokens, n] and g [tokens, m] of a matrix; Failure where they are not finite."""
         check_finite(site, x, g)
-        g = g.float() * self.scale
+        g = g.float() * self.estimator.scale
         self.outputs[site.name].add(g)
         power = g.square().sum(1)
         arrived, total = self.waiting.pop(site.input, (0, torch.zeros_like(power)))
@@ -317,11 +327,6 @@ class Collector:
             self.inputs[site.input].add(x)
 
 
-def passes_of(estimator: Estimator) -> int:
-    """Backward passes a window takes."""
-    return passes(estimator.kind, estimator.samples, estimator.k)
-
-
 def add_window(
     model: Any,
     architecture: Architecture,
@@ -331,13 +336,13 @@ def add_window(
     generator: torch.Generator,
 ) -> None:
     """Accumulate one window of token ids [tokens]; Failure naming the site where something is not finite."""
-    count = passes_of(estimator)
+    count = estimator.passes
     collector = Collector(moments.inner, moments.inputs, moments.outputs, estimator)
     embedding = moments.outputs[moments.embedding.name]
     with watching(model, moments.inner, collector.seen), checking_inputs(model, moments.inner):
         with slim_graph():
             hidden = last_hidden(
-                model, ids, moments.embedding.name, lambda g: embedding.add(g * collector.scale), estimator.precision
+                model, ids, moments.embedding.name, lambda g: embedding.add(g * estimator.scale), estimator.precision
             )
         states = hidden.detach()[0]
         for index in range(count):

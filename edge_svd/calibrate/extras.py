@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def _activations(
     save_shards(out / ACTIVATIONS, names, lambda name: readings.mean(*name.split(".", 1)))
 
 
+class Slopes:
+    """∂L/∂W summed over windows, and the row sums of its squares, of matrices between embedding and head."""
+
+    def __init__(self, sites: Sequence[Site], device: torch.device = CPU) -> None:
+        self.gradients = {site.name: torch.zeros(site.shape, device=device) for site in sites}
+        self.fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64, device=device) for site in sites}
+
+    def add(self, site: Site, slope: torch.Tensor) -> None:
+        """A window's ∂L/∂W [m, n]."""
+        self.gradients[site.name] += slope
+        self.fisher[site.name] += slope.square().sum(1, dtype=torch.float64)
+
+    def mean(self, kind: str, name: str, count: int, tokens: int) -> torch.Tensor:
+        """GRADIENTS: bfloat16 a token, its sum is given up; FISHER: a window."""
+        if kind == FISHER:
+            return self.fisher[name] / count
+        return (self.gradients.pop(name) / tokens).to(torch.bfloat16)
+
+
 def _slopes(
     model: Any,
     architecture: Architecture,
@@ -117,20 +137,12 @@ def _slopes(
     progress: Tick,
 ) -> None:
     sites = sites_of(architecture)
-    inner = inner_sites(sites)
-    device = windows.device
-    gradients = {site.name: torch.zeros(site.shape, device=device) for site in inner}
-    fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64, device=device) for site in inner}
-
-    def of_window(site: Site, slope: torch.Tensor) -> None:
-        gradients[site.name] += slope
-        fisher[site.name] += slope.square().sum(1, dtype=torch.float64)
-
+    slopes = Slopes(inner_sites(sites), windows.device)
     for done, ids in enumerate(windows):
         progress(done)
-        add_gradients(model, architecture, sites, of_window, ids, precision)
+        add_gradients(model, architecture, sites, slopes.add, ids, precision)
     tokens = len(windows) * (windows.shape[1] - 1)
-    if FISHER in asked:
-        save_shards(out / FISHER, list(fisher), lambda name: fisher[name] / len(windows))
-    if GRADIENTS in asked:
-        save_shards(out / GRADIENTS, list(gradients), lambda name: (gradients.pop(name) / tokens).to(torch.bfloat16))
+    for kind in (FISHER, GRADIENTS):
+        if kind in asked:
+            means = partial(slopes.mean, kind, count=len(windows), tokens=tokens)
+            save_shards(out / kind, list(slopes.fisher), means)

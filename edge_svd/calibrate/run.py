@@ -11,7 +11,7 @@ import torch
 
 from edge_svd.architectures import Architecture, sites_of
 from edge_svd.calibrate import walked
-from edge_svd.calibrate.collect import Estimator, Moments, add_window
+from edge_svd.calibrate.collect import Estimator, Moments, add_window, mean
 from edge_svd.calibrate.extras import count_windows, missing, take
 from edge_svd.calibrate.shards import read_tensor, save_shards
 from edge_svd.calibrate.statistics import (
@@ -221,7 +221,7 @@ def _finished(moments: Moments, name: str, tokens: float) -> torch.Tensor:
     side, _, rest = name.partition(".")
     accumulator = (moments.inputs if side == "in" else moments.outputs).pop(rest)
     divisor = accumulator.total if side == "in" else tokens
-    return accumulator.buffer / (divisor if divisor > 0 else 1.0)
+    return mean(accumulator.buffer, divisor)
 
 
 def _accumulators(moments: Moments) -> dict[str, SymmetricAccumulator]:

@@ -30,12 +30,12 @@ def save_shards(folder: Path, names: Iterable[str], read: Callable[[str], torch.
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(shard_of(name), []).append(name)
-    for file, members in groups.items():
+    for members in groups.values():
         try:
-            save_file({name: read(name).contiguous() for name in members}, fresh / file)
-        except SafetensorError as error:
+            save_shard(fresh, {name: read(name) for name in members})
+        except OSError:
             shutil.rmtree(fresh, ignore_errors=True)
-            raise OSError(str(error)) from error
+            raise
     if folder.exists():
         os.rename(folder, aside)
     os.rename(fresh, folder)

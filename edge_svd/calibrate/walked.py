@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from edge_svd.architectures import Architecture, Site, sites_of
-from edge_svd.calibrate.collect import Collector, Estimator, Moments, finite, passes_of, pulled, pulled_loss
-from edge_svd.calibrate.extras import Readings
-from edge_svd.calibrate.shards import save_shard
-from edge_svd.calibrate.statistics import ACTIVATIONS, FISHER, GRADIENTS
-from edge_svd.errors import Failure, InputError
+from edge_svd.calibrate.collect import Collector, Estimator, Moments, check_finite, mean, pulled, pulled_loss
+from edge_svd.calibrate.extras import Readings, Slopes
+from edge_svd.calibrate.shards import save_shard, shard_of
+from edge_svd.calibrate.statistics import ACTIVATIONS
+from edge_svd.errors import InputError
 from edge_svd.files import drop_leftovers, format_size
 from edge_svd.kernels.symmetric import SymmetricAccumulator
 from edge_svd.streaming.walk import Walk
 
-ENDS = "ends.safetensors"
+ENDS = "ends"
 Progress = Callable[[int, int], None]
 
 
@@ -38,31 +38,27 @@ def require_disk(walk: Walk) -> None:
         )
 
 
+def _publish(fresh: Path, out: Path) -> None:
+    """A finished folder gets its name, without what killed runs have left in it."""
+    drop_leftovers(fresh)
+    os.rename(fresh, out)
+
+
 class _MomentsAtLayer:
     def __init__(self, sites: Sequence[Site], estimator: Estimator, folder: Path, tokens: int) -> None:
-        self.sites, self.estimator, self.folder, self.tokens = sites, estimator, folder, float(tokens)
+        self.folder, self.tokens = folder, float(tokens)
         self.inputs = {site.input: SymmetricAccumulator(site.shape[1]) for site in sites}
         self.outputs = {site.name: SymmetricAccumulator(site.shape[0]) for site in sites}
-
         self.collector = Collector(sites, self.inputs, self.outputs, estimator)
+        self.seen = self.collector.seen
 
     def begin(self, index: int) -> None:
-        if index == 0:
-            self.collector = Collector(self.sites, self.inputs, self.outputs, self.estimator)
         self.collector.index = index
-
-    def seen(self, site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
-        self.collector.seen(site, x, g)
 
     def finish(self) -> None:
         found = {f"in.{name}": mean(made.buffer, made.total) for name, made in self.inputs.items()}
         found |= {f"out.{name}": mean(made.buffer, self.tokens) for name, made in self.outputs.items()}
         save_shard(self.folder, found)
-
-
-def mean(total: torch.Tensor, divisor: float) -> torch.Tensor:
-    """A sum over what was counted; as it is where nothing was."""
-    return total / (divisor if divisor > 0 else 1.0)
 
 
 def moments(
@@ -77,7 +73,7 @@ def moments(
 ) -> None:
     """The folder `out` of second moments of windows [count, tokens], each drawing from its own seed; `partial` holds
     what an interrupted run continues from. Failure on NaN or Inf, naming the site."""
-    walk = Walk(model, architecture, windows, partial / "walk", estimator.precision, passes_of(estimator))
+    walk = Walk(model, architecture, windows, partial / "walk", estimator.precision, estimator.passes)
     require_disk(walk)
     sites, fresh = sites_of(architecture), partial / out.name
     fresh.mkdir(parents=True, exist_ok=True)
@@ -96,46 +92,39 @@ def moments(
         head = ends.inputs[ends.head.input]
         vectors = {"head.variance": ends.head_variance, "token.frequency": ends.frequency}
         found = {name: vector / float(ends.tokens) for name, vector in vectors.items()}
-        _save({f"in.{ends.head.input}": mean(head.buffer, head.total), **found}, partial / ENDS)
+        (partial / ENDS).mkdir(exist_ok=True)
+        save_shard(partial / ENDS, {f"in.{ends.head.input}": mean(head.buffer, head.total), **found})
 
     embedding = ends.outputs[ends.embedding.name]
-    scale = Collector((), {}, {}, estimator).scale
     tokens = windows.numel()
     walk.run(
         pull,
         turned,
         lambda layer: _MomentsAtLayer(walk.of_layer(layer), estimator, fresh, tokens),
-        lambda g: embedding.add(g * scale),
+        lambda g: embedding.add(g * estimator.scale),
         progress,
     )
-    save_shard(fresh, load_file(partial / ENDS) | {f"out.{ends.embedding.name}": mean(embedding.buffer, float(tokens))})
-    drop_leftovers(fresh)
-    os.rename(fresh, out)
+    own = f"out.{ends.embedding.name}"
+    known = load_file(partial / ENDS / shard_of(own))
+    save_shard(fresh, known | {own: mean(embedding.buffer, float(tokens))})
+    _publish(fresh, out)
     shutil.rmtree(walk.folder)
 
 
 class _SlopesAtLayer:
     def __init__(self, sites: Sequence[Site], count: int, tokens: int, folders: Mapping[str, Path]) -> None:
-        self.count, self.tokens, self.folders = count, tokens, folders
-        self.gradients = {site.name: torch.zeros(site.shape) for site in sites}
-        self.fisher = {site.name: torch.zeros(site.shape[0], dtype=torch.float64) for site in sites}
+        self.slopes, self.means, self.folders = Slopes(sites), (count, tokens), folders
 
     def begin(self, index: int) -> None:
         pass
 
     def seen(self, site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
-        slope = g.float().T @ x.float()
-        if not finite(slope):
-            raise Failure(f"The gradients at {site.name} hold NaN or Inf on the calibration text.")
-        self.gradients[site.name] += slope
-        self.fisher[site.name] += slope.square().sum(1, dtype=torch.float64)
+        check_finite(site, x, g)
+        self.slopes.add(site, g.float().T @ x.float())
 
     def finish(self) -> None:
-        if FISHER in self.folders:
-            save_shard(self.folders[FISHER], {name: sums / self.count for name, sums in self.fisher.items()})
-        if GRADIENTS in self.folders:
-            found = {name: (sums / self.tokens).to(torch.bfloat16) for name, sums in self.gradients.items()}
-            save_shard(self.folders[GRADIENTS], found)
+        for kind, folder in self.folders.items():
+            save_shard(folder, {name: self.slopes.mean(kind, name, *self.means) for name in self.slopes.fisher})
 
 
 def slopes(
@@ -162,8 +151,7 @@ def slopes(
         progress=progress,
     )
     for name, folder in folders.items():
-        drop_leftovers(folder)
-        os.rename(folder, out / name)
+        _publish(folder, out / name)
     shutil.rmtree(walk.folder)
 
 
@@ -187,8 +175,7 @@ def activations(
     for layer in range(max(done), walk.depth):
         start = (1 + layer) * len(windows)
         _read_layer(walk, layer, readers, fresh, partial_tick(progress, start, total))
-    drop_leftovers(fresh)
-    os.rename(fresh, out / ACTIVATIONS)
+    _publish(fresh, out / ACTIVATIONS)
     shutil.rmtree(walk.folder)
 
 
@@ -209,9 +196,3 @@ def _read_layer(
     with readings.watching(walk.model):
         walk.up(layer, progress, save)
     walk.states(layer).drop()
-
-
-def _save(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    fresh = file.with_name(f".{file.name}.new")
-    save_file(dict(tensors), fresh)
-    os.replace(fresh, file)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +58,14 @@ class MappedFiles:
             return torch.zeros(place.shape, dtype=DTYPES[place.dtype])
         # A map may only begin at a multiple of the page size, which numpy sees to.
         flat = np.memmap(place.file, kind, "r", place.start, ((place.end - place.start) // kind.itemsize,))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says that the memory is not writable, which is meant so
-            return torch.from_numpy(flat).view(DTYPES[place.dtype]).view(place.shape)
+        return read_only(flat).view(DTYPES[place.dtype]).view(place.shape)
+
+
+def read_only(mapped: np.memmap[Any, Any]) -> torch.Tensor:
+    """A map's memory as a tensor."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that the memory is not writable, which is meant so
+        return torch.from_numpy(mapped)
 
 
 def _places(file: Path) -> list[tuple[str, Place]]:

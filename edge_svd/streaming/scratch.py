@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +12,20 @@ import numpy as np
 import torch
 
 from edge_svd.files import cache_folder
+from edge_svd.streaming.mapped_files import read_only
 from edge_svd.streaming.on_demand import is_streamed
+
+
+def _folder() -> Path:
+    folder = cache_folder() / "scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder of its own below the cache, gone afterwards."""
-    parent = cache_folder() / "scratch"
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
+    with tempfile.TemporaryDirectory(dir=_folder()) as folder:
         yield Path(folder)
 
 
@@ -29,13 +33,8 @@ def kept(model: Any, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or a read-only copy in a file where the model's own weights lie in files too."""
     if not is_streamed(model) or not tensor.numel():
         return tensor
-    folder = cache_folder() / "scratch"
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:  # without a name: its space is free again with its last map
+    with tempfile.TemporaryFile(dir=_folder()) as file:  # without a name: its space is free again with its last map
         content = tensor.detach().contiguous().numpy()
         file.write(content.data)
         file.flush()
-        mapped = np.memmap(file, content.dtype, "r", shape=content.shape)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch says that the memory is not writable, which is meant so
-        return torch.from_numpy(mapped)
+        return read_only(np.memmap(file, content.dtype, "r", shape=content.shape))

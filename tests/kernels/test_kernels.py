@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from edge_svd.errors import InputError
+from edge_svd.formats import BLOCK_STEPS
 from edge_svd.kernels import block_rounding, dispatch, kl_seeds, rank_components, row_rounding
 from edge_svd.kernels.factored_linear import factored_linear
 from edge_svd.kernels.rank_components import Components, Part
@@ -140,3 +141,7 @@ def test_a_plan_made_by_triton_is_the_one_made_without(tmp_path: Path) -> None:
     plain, kernels = made
     assert kernels["file_bytes"] == pytest.approx(plain["file_bytes"], rel=1e-3)
     assert kernels["kl"] == pytest.approx(plain["kl"], rel=1e-3)
+
+
+def test_block_scales_have_the_steps_of_the_file_format() -> None:
+    assert block_rounding.STEPS == BLOCK_STEPS
