@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from edge_svd.kernels.launch import kernel
+
 WEIGHTS = 2048
 """Of a program, about."""
 
@@ -19,7 +21,7 @@ def _nearest_integer(x: Any) -> Any:
     return (tl.minimum(tl.maximum(x, -limit), limit) + 12582912.0) - 12582912.0
 
 
-@triton.jit
+@kernel
 def _search(
     w_ptr: Any,
     weight_ptr: Any,
@@ -78,7 +80,7 @@ def _search(
     tl.store(zero_ptr + at, zero.to(tl.uint8), mask=live)
 
 
-@triton.jit
+@kernel
 def _nearest(
     w_ptr: Any,
     scale_ptr: Any,

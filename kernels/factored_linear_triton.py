@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from edge_svd.kernels.dispatch import interpreted
+from edge_svd.kernels.launch import kernel
 from edge_svd.kernels.rank_components import Components, Part
 
 FEW_ROWS = 16
@@ -74,7 +75,7 @@ def _a_x(
     return total
 
 
-@triton.jit
+@kernel
 def _few(
     x_ptr: Any,
     a_ptr: Any,
@@ -137,7 +138,7 @@ def _few(
         )
 
 
-@triton.jit
+@kernel
 def _reduce(
     partial_ptr: Any,
     bias_ptr: Any,
@@ -158,7 +159,7 @@ def _reduce(
     tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@kernel
 def _into(
     x_ptr: Any,
     a_ptr: Any,
@@ -210,7 +211,7 @@ def _into(
     )
 
 
-@triton.jit
+@kernel
 def _out_of(
     inner_ptr: Any,
     b_ptr: Any,

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from edge_svd.kernels.launch import kernel
+
 CHUNK = 4096
 """Logits that one program of the survey holds in registers."""
 
@@ -16,7 +18,7 @@ ROWS = 16
 COLUMNS = 1024
 
 
-@triton.jit
+@kernel
 def _survey(
     logits_ptr: Any,
     largest_ptr: Any,
@@ -48,7 +50,7 @@ def _survey(
         z = tl.where(tl.arange(0, chunk) == place, float("-inf"), z)
 
 
-@triton.jit
+@kernel
 def _write(
     logits_ptr: Any,
     total_ptr: Any,

@@ -8,10 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
+from edge_svd.kernels.launch import kernel
+
 RUN = 1024
 
 
-@triton.jit
+@kernel
 def _copy(
     a_ptr: Any,
     b_ptr: Any,

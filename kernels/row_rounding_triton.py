@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
+
+from edge_svd.kernels.launch import kernel
 
 WIDTH = 2048
 
 
-@triton.jit
+@kernel
 def _round(
     w_ptr: Any,
     gradient_ptr: Any,

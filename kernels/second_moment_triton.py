@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from edge_svd.kernels.dispatch import interpreted
+from edge_svd.kernels.launch import kernel
 from edge_svd.kernels.layout import UpperLayout
 
 # Powers of two, as tl.dot asks. A 64 x 64 fp32 accumulator fits the registers of four warps on every card since Volta.
@@ -16,7 +17,7 @@ TILE = 64
 TOKENS = 32
 
 
-@triton.jit
+@kernel
 def _kernel(
     x_ptr: Any,
     weight_ptr: Any,

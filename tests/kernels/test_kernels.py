@@ -143,5 +143,26 @@ def test_a_plan_made_by_triton_is_the_one_made_without(tmp_path: Path) -> None:
     assert kernels["kl"] == pytest.approx(plain["kl"], rel=1e-3)
 
 
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from edge_svd.kernels import row_rounding
+
+x = torch.randn(40, 33, generator=torch.Generator().manual_seed(0))
+def work(number):
+    return row_rounding.round_rows(x + number % 2, 127).q
+alone = [work(0), work(1)]
+with ThreadPoolExecutor(4) as pool:
+    assert all(torch.equal(made, alone[number % 2]) for number, made in enumerate(pool.map(work, range(24))))
+"""
+
+
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed")
+def test_threads_may_share_the_interpreter() -> None:
+    environment = os.environ | {dispatch.VARIABLE: "triton", "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_block_scales_have_the_steps_of_the_file_format() -> None:
     assert block_rounding.STEPS == BLOCK_STEPS
