@@ -29,7 +29,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	cd $(VENV) && $(BIN)/mypy --config-file ../pyproject.toml --cache-dir ../.mypy_cache
-	$(BIN)/pytest tests --ignore=tests/end_to_end
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests --ignore=tests/end_to_end -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 	test ! -d tests/end_to_end || $(BIN)/pytest tests/end_to_end
 
 figures: install

@@ -36,9 +36,10 @@ def size_of_folder(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
+@pytest.mark.slow
 def test_twenty_targets_are_met_and_used(calibration: Calibration, cache: Path, tmp_path: Path) -> None:
     """Between the smallest reachable size and all 16-bit: never above the target, and within 1% below it."""
-    opened = open_model(str(tiny_folder(tmp_path / "model", num_hidden_layers=8)))
+    opened = open_model(str(tiny_folder(tmp_path / "model", num_hidden_layers=4)))
     statistics, _ = run_calibration(opened, calibration)
     planning = Planning()
     prices = run_survey(opened, statistics, planning)
@@ -206,6 +207,7 @@ def command(*arguments: str, cache: Path, **options: Any) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["Compressing", "Exporting"])
 def test_killed_and_continued(
     stage: str, fitted: FitResult, tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path

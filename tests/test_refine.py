@@ -60,6 +60,7 @@ def divergence(dense: torch.nn.Module, checkpoint: Path, windows: torch.Tensor) 
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+@pytest.mark.slow
 def test_wrong_prices_are_found_out(made: Made, tmp_path: Path) -> None:
     wrong = cheapened(made.prices)
     plan = made.plan(wrong)
@@ -108,6 +109,7 @@ def test_finished_matrices_are_taken_over(made: Made, tmp_path: Path, monkeypatc
     assert all((again.tensor(name) == whole.tensor(name)).all() for name in whole.names)
 
 
+@pytest.mark.slow
 def test_fit_with_refining(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path) -> None:
     calibration = Calibration((str(tiny_text_file),), windows=24, window=64)
     result = fit(str(tiny_model), tmp_path / "bundle", SIZE, calibration, Planning(refine=True))

@@ -73,6 +73,7 @@ def test_what_does_not_help_is_not_kept(tiny_model: Path, tiny_text_file: Path, 
     assert all((Checkpoint.open(tmp_path / "checkpoint").tensor(name) == value).all() for name, value in kept.items())
 
 
+@pytest.mark.slow
 def test_fit_with_tuning_is_repeatable(tiny_model: Path, tiny_text_file: Path, cache: Path, tmp_path: Path) -> None:
     calibration = Calibration((str(tiny_text_file),), windows=24, window=64)
     made = [fit(str(tiny_model), tmp_path / name, TIGHT, calibration, Planning(tune_steps=40)) for name in "ab"]
