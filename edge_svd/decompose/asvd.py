@@ -30,7 +30,7 @@ class Asvd:
     def __post_init__(self) -> None:
         within(self.alpha, 0.0, 4.0, "parameter alpha of asvd")
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         columns = as_matrix(w, "w").shape[1]
         s = scaling(weights_of(site.magnitude, columns, "magnitude", "asvd")) ** self.alpha
-        return two_sided(w, Whitening(torch.diag(s), torch.diag(1 / s)), None)
+        return two_sided(w, Whitening(torch.diag(s), torch.diag(1 / s)), None, rank)

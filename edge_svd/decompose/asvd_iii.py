@@ -24,7 +24,7 @@ class AsvdIii:
 
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         values, vectors = spectrum(required(site.moment, "moment", "asvd-iii"), "moment")
         gamma = float(values[0].sqrt()) if len(values) else 0.0
-        return two_sided(w, Whitening(vectors * gamma, vectors.T / gamma if gamma else vectors.T), None)
+        return two_sided(w, Whitening(vectors * gamma, vectors.T / gamma if gamma else vectors.T), None, rank)

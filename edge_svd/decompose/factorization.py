@@ -9,6 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from edge_svd.decompose.eigenvectors import eigh
+from edge_svd.decompose.range_finder import first_directions, worth_it
 from edge_svd.errors import Failure, InputError
 
 Matrix: TypeAlias = torch.Tensor | np.ndarray
@@ -61,39 +63,28 @@ def as_matrix(value: Matrix, name: str) -> torch.Tensor:
     return matrix
 
 
-def eigh(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues (rising) and orthonormal eigenvectors of a symmetric float64 matrix; Failure if LAPACK gives none."""
-    try:
-        values, vectors = torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
-        try:  # a different LAPACK routine; a symmetric matrix's left singular vectors are its eigenvectors
-            vectors = torch.linalg.svd(matrix)[0].flip(1)
-            values = ((matrix @ vectors) * vectors).sum(0)
-        except torch.linalg.LinAlgError as error:
-            raise Failure(f"LAPACK found no eigenvectors of a {matrix.shape[0]}-wide symmetric matrix.") from error
-    if not bool(torch.isfinite(values).all() and torch.isfinite(vectors).all()):
-        raise Failure(f"LAPACK returned eigenvectors that are not finite for a {matrix.shape[0]}-wide matrix.")
-    return values, vectors
-
-
-def split(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """M [m, n] → u [m, r], v [r, n], energy [r] falling, r = min(m, n), M = u @ v.
+def split(matrix: torch.Tensor, rank: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """M [m, n] → u [m, r], v [r, n], energy [r] falling, r = min(m, n), M = u @ v; or the first `rank` of them only.
 
     The basis of the smaller side comes from the Gram matrix (symmetric eigenvectors are orthonormal to machine
     precision however small the singular values are), and the other side by projection. So M = u @ v and
     ‖M - u[:, :k] v[:k]‖² = energy[k:].sum() hold to rounding, with no division by small σ and no failing gesdd.
+    A few of a wide matrix are looked for without the others; their loss is within `range_finder.TOLERANCE` of the
+    least, for certain.
     """
     m, n = matrix.shape
-    rank = min(m, n)
+    rank = min(m, n) if rank is None else min(m, n, rank)
     scale = float(matrix.abs().max())
     if scale == 0.0:
         return matrix.new_zeros(m, rank), matrix.new_zeros(rank, n), matrix.new_zeros(rank)
     unit = matrix / scale  # squares of tiny or huge entries would leave the range of float64
     left = m <= n
-    basis = eigh(unit @ unit.T if left else unit.T @ unit)[1]
+    gram = unit @ unit.T if left else unit.T @ unit
+    basis = first_directions(gram, rank) if worth_it(m, n, rank) else None
+    basis = eigh(gram)[1] if basis is None else basis
     other = basis.T @ unit if left else unit @ basis
     energy = other.square().sum(1 if left else 0)
-    order = torch.argsort(energy, descending=True, stable=True)
+    order = torch.argsort(energy, descending=True, stable=True)[:rank]
     energy = energy[order] * scale * scale
     if left:
         return basis[:, order], other[order] * scale, energy

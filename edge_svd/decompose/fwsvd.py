@@ -25,7 +25,7 @@ class Fwsvd:
 
     needs: ClassVar[tuple[str, ...]] = ("fisher",)
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         rows = as_matrix(w, "w").shape[0]
         d = scaling(weights_of(site.fisher, rows, "fisher", "fwsvd").sqrt())
-        return two_sided(w, None, Whitening(torch.diag(d), torch.diag(1 / d)))
+        return two_sided(w, None, Whitening(torch.diag(d), torch.diag(1 / d)), rank)

@@ -30,6 +30,6 @@ class IoSvd:
     damping: float = DAMPING
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         into = whiten(required(site.c_in, "c_in", "io-svd"), self.damping, "c_in")
-        return two_sided(w, into, whiten(required(site.c_out, "c_out", "io-svd"), self.damping, "c_out"))
+        return two_sided(w, into, whiten(required(site.c_out, "c_out", "io-svd"), self.damping, "c_out"), rank)

@@ -49,7 +49,7 @@ class _Nested:
 
 def _by_svd(error: torch.Tensor, rank: int) -> Factorization:
     """Least Frobenius error of the residual."""
-    return two_sided(error, None, None).prefix(rank)
+    return two_sided(error, None, None, rank)
 
 
 def _by_columns(error: torch.Tensor, rank: int) -> Factorization:
@@ -57,7 +57,7 @@ def _by_columns(error: torch.Tensor, rank: int) -> Factorization:
     pivoted QR (Martinsson et al. 2011)."""
     scale = float(error.abs().max())
     if scale == 0.0 or rank == 0:
-        return two_sided(0 * error, None, None).prefix(rank)
+        return two_sided(0 * error, None, None, rank)
     _, r, order = scipy.linalg.qr(error.numpy() / scale, mode="economic", pivoting=True)
     corner = torch.from_numpy(r[:rank])
     known = corner[:, :rank]
@@ -80,7 +80,7 @@ class NsvdI(_Nested):
     anew, so truncations are no prefixes of each other.
     """
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         return self._made(w, SvdLlm()(w, site), _by_svd)
 
 
@@ -92,7 +92,7 @@ class NsvdIi(_Nested):
     Lu et al. 2025 (arXiv 2503.17101), eq. 5a and 5b with Theorem 3.
     """
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         return self._made(w, SvdLlmV2()(w, site), _by_svd)
 
 
@@ -104,7 +104,7 @@ class NidI(_Nested):
     Lu et al. 2025 (arXiv 2503.17101), section 3 and Table 4.
     """
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         return self._made(w, SvdLlm()(w, site), _by_columns)
 
 
@@ -116,5 +116,5 @@ class NidIi(_Nested):
     Lu et al. 2025 (arXiv 2503.17101), section 3 and Theorem 3.
     """
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         return self._made(w, SvdLlmV2()(w, site), _by_columns)

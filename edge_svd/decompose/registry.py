@@ -13,6 +13,7 @@ from edge_svd.registry import Registry, parametrised
 class Decomposition(Protocol):
     """w: [m, n], numpy or torch, any float type, and its statistics → factors with w = b @ a, best components first.
 
+    rank: how many components are wanted, None for all; who gives more than asked for gives them behind the wanted ones.
     The work is done in float64, on a CUDA card where there is one (`compute_device`); what it gives is on the CPU.
     `needs` are the statistics that it reads beyond `c_in` and `c_out`, which calibration always takes. Raises Failure
     where an argument holds NaN or infinity (naming it), InputError where shapes do not fit or a statistic is missing.
@@ -21,7 +22,7 @@ class Decomposition(Protocol):
     @property
     def needs(self) -> tuple[str, ...]: ...
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization: ...
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization: ...
 
 
 DECOMPOSITIONS: Registry[Callable[..., Decomposition]] = Registry("decomposition method")

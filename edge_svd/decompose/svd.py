@@ -21,5 +21,5 @@ class Svd:
 
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
-        return two_sided(w, None, None)
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+        return two_sided(w, None, None, rank)

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from edge_svd.decompose.factorization import Factorization, Matrix, eigh
+from edge_svd.decompose.eigenvectors import eigh
+from edge_svd.decompose.factorization import Factorization, Matrix
 from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
 from edge_svd.decompose.two_sided import two_sided
@@ -32,17 +33,17 @@ class SvdLlm:
     damping: float = 0.0
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
-        return whitened(w, site.moment, self.damping, "svd-llm")
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+        return whitened(w, site.moment, self.damping, "svd-llm", rank)
 
 
-def whitened(w: Matrix, moment: Metric | None, damping: float, method: str) -> Factorization:
+def whitened(w: Matrix, moment: Metric | None, damping: float, method: str, rank: int | None) -> Factorization:
     """The SVD of W L, undone with L⁻¹, and what was added to the second moment for L."""
     found = required(moment, "moment", method)
     if isinstance(found, Whitening):
-        return two_sided(w, found, None)
+        return two_sided(w, found, None, rank)
     whitening, added = _cholesky(found, damping)
-    return replace(two_sided(w, whitening, None), added=added)
+    return replace(two_sided(w, whitening, None, rank), added=added)
 
 
 def _cholesky(metric: Matrix, damping: float) -> tuple[Whitening, float]:

@@ -25,5 +25,5 @@ class SvdLlmV2:
     damping: float = 0.0
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
-        return two_sided(w, whiten(required(site.moment, "moment", "svd-llm-v2"), self.damping, "moment"), None)
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+        return two_sided(w, whiten(required(site.moment, "moment", "svd-llm-v2"), self.damping, "moment"), None, rank)

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import torch
 
 from edge_svd.compute_device import compute_device
-from edge_svd.decompose.factorization import Matrix, as_matrix, eigh
+from edge_svd.decompose.eigenvectors import eigh
+from edge_svd.decompose.factorization import Matrix, as_matrix
 from edge_svd.errors import InputError
 
 # Eigenvalues at or below this share of the largest are cut. Second moments are accumulated in fp32, whose rounding

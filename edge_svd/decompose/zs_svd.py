@@ -23,5 +23,5 @@ class ZsSvd:
     damping: float = 1e-4
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured) -> Factorization:
-        return whitened(w, site.moment, self.damping, "zs-svd")
+    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+        return whitened(w, site.moment, self.damping, "zs-svd", rank)

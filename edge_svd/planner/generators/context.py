@@ -96,9 +96,9 @@ class SiteContext:
     def factorization(self) -> Factorization:
         return self.decomposed(self.w)
 
-    def decomposed(self, matrix: torch.Tensor) -> Factorization:
-        """A matrix [m, n] in the place of this one, by the same method."""
-        return decompose(self.method)(matrix, self)
+    def decomposed(self, matrix: torch.Tensor, rank: int | None = None) -> Factorization:
+        """A matrix [m, n] in the place of this one, by the same method; its first `rank` components, or all."""
+        return decompose(self.method)(matrix, self, rank)
 
     @cached_property
     def components(self) -> ComponentTable:

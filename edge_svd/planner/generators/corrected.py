@@ -39,7 +39,7 @@ def rounded(context: SiteContext, fmt: SiteFormat) -> tuple[Blocked, Factors]:
     """The numbers that ship in this format."""
 
     def factors_of(error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = context.decomposed(error)
+        found = context.decomposed(error, fmt.k8)
         return found.b, found.a
 
     return round_corrected(context.weight, context.inputs, context.outputs, factors_of, fmt)
