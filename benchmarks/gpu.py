@@ -1,9 +1,12 @@
-"""Every kernel on a CUDA card: checked, then timed. `python benchmarks/gpu.py [--only KERNEL ...]`; exit 2 without one.
+"""Every kernel on a CUDA card: checked, then timed; and a whole compression. Exit 2 without a card.
+
+    python benchmarks/gpu.py [--only KERNEL ...] [--layers 8 16 32] [--folder DIR]
 
 Each kernel runs the cases of the test suite on the card. Then come tables: its time beside that of plain torch (cuBLAS)
 for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
-bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Everything goes to
-benchmarks/results/gpu-CARD-DATE.json.
+bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Last, a random
+model of LLaMA-7B's shape and of every depth in --layers is compressed, with the time of each stage
+(`compression_stages.py`; DIR needs 50 GB for 32 layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
+from compression_stages import METHODS, stages  # noqa: E402
 
 from edge_svd.files import atomic_write, canonical_json  # noqa: E402
 from edge_svd.kernels import block_rounding, kl_seeds, row_rounding  # noqa: E402
@@ -174,6 +179,19 @@ def block_roundings(card: Card) -> list[Row]:
     return rows
 
 
+def compressions(layers: list[int], folder: Path | None) -> list[Row]:
+    """LLaMA-7B's shape and 256 windows of 2048 tokens, one row a depth and method."""
+    rows = []
+    os.environ.pop(VARIABLE, None)
+    for depth in layers:
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            os.environ["EDGE_SVD_CACHE"] = name
+            for row in stages(Path(name), depth, METHODS, 256, 2048, hidden=4096, inner=11008, heads=32):
+                print(row, flush=True)
+                rows.append(row)
+    return rows
+
+
 TABLES: dict[str, Callable[[Card], list[Row]]] = {
     "second_moment": second_moments,
     "kl_seeds": seeds,
@@ -187,6 +205,8 @@ TABLES: dict[str, Callable[[Card], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--layers", type=int, nargs="*", default=[32])
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs a CUDA card, and PyTorch sees none on this machine.", file=sys.stderr)
@@ -220,6 +240,7 @@ def main() -> int:
         "multiplied_per_s": card.multiplied,
         "failed": failed,
         "tables": tables,
+        "compression": compressions(options.layers, options.folder),
         "versions": versions | {"python": sys.version.split()[0]},
         "machine": describe(),
         "date": today(),
