@@ -6,7 +6,8 @@ Each kernel runs the cases of the test suite on the card. Then come tables: its 
 for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
 bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Last, a random
 model of LLaMA-7B's shape and of every depth in --layers is compressed, with the time of each stage
-(`compression_stages.py`; DIR needs 50 GB for 32 layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json.
+(`compression_stages.py`; DIR needs 50 GB for 32 layers; prices are made on the processor still, which may take the
+longest). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,17 +180,15 @@ def block_roundings(card: Card) -> list[Row]:
     return rows
 
 
-def compressions(layers: list[int], folder: Path | None) -> list[Row]:
+def compressions(layers: list[int], folder: Path | None) -> Iterator[Row]:
     """LLaMA-7B's shape and 256 windows of 2048 tokens, one row a depth and method."""
-    rows = []
     os.environ.pop(VARIABLE, None)
     for depth in layers:
         with tempfile.TemporaryDirectory(dir=folder) as name:
             os.environ["EDGE_SVD_CACHE"] = name
             for row in stages(Path(name), depth, METHODS, 256, 2048, hidden=4096, inner=11008, heads=32):
                 print(row, flush=True)
-                rows.append(row)
-    return rows
+                yield row
 
 
 TABLES: dict[str, Callable[[Card], list[Row]]] = {
@@ -205,7 +204,7 @@ TABLES: dict[str, Callable[[Card], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--layers", type=int, nargs="*", default=[32])
+    parser.add_argument("--layers", type=int, nargs="*", default=[])
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -240,7 +239,6 @@ def main() -> int:
         "multiplied_per_s": card.multiplied,
         "failed": failed,
         "tables": tables,
-        "compression": compressions(options.layers, options.folder),
         "versions": versions | {"python": sys.version.split()[0]},
         "machine": describe(),
         "date": today(),
@@ -248,7 +246,10 @@ def main() -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     file = HERE / "results" / f"gpu-{slug}-{today()}.json"
     atomic_write(file, canonical_json(result))
-    print(f"\n{file}")
+    print(f"\n{file}", flush=True)
+    for row in compressions(options.layers, options.folder):
+        result.setdefault("compression", []).append(row)
+        atomic_write(file, canonical_json(result))
     return 1 if any(failed.values()) else 0
 
 
