@@ -120,7 +120,7 @@ def test_dispatch_follows_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not TRITON, reason="Triton is not installed")
 def test_a_plan_made_by_triton_is_the_one_made_without(tmp_path: Path) -> None:
     """Calibration and prices in Triton's interpreter and in plain torch: bytes and KL within 0.1%."""
-    model = tiny_folder(tmp_path / "model")
+    model = tiny_folder(tmp_path / "model", num_hidden_layers=1)
     (tmp_path / "text.txt").write_text(tiny_text())
     made = []
     for name, own in (("reference", {}), ("triton", {"TRITON_INTERPRET": "1"})):
@@ -135,7 +135,7 @@ def test_a_plan_made_by_triton_is_the_one_made_without(tmp_path: Path) -> None:
         stats, plan = str(tmp_path / f"{name}-stats"), tmp_path / f"{name}.json"
         text = ["--calibration", str(tmp_path / "text.txt"), "--calibration-windows", "8"]
         run("calibrate", str(model), *text, "--calibration-window", "48", "-o", stats)
-        size = ["--size", "150000", "--candidates", "int8,low-rank"]
+        size = ["--size", "100000", "--candidates", "int8,low-rank"]
         run("plan", str(model), "--stats", stats, *size, "-o", str(plan))
         made.append(json.loads(plan.read_text())["predicted"])
     plain, kernels = made
