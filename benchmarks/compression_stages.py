@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import os
-import random
 import shutil
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from edge_svd.compress import compress  # noqa: E402
 from edge_svd.compute_device import compute_device  # noqa: E402
 from edge_svd.models import open_model  # noqa: E402
 from edge_svd.steps import Calibration, Planning, run_calibration, run_plan, run_survey  # noqa: E402
-from tests.tiny_folder import tiny_folder  # noqa: E402
+from tests.tiny_folder import tiny_folder, tiny_text  # noqa: E402
 
 METHODS = ("io-svd", "svd-llm-v2")
 CANDIDATES = "int8,low-rank"
@@ -62,17 +61,6 @@ def make(folder: Path, layers: int, hidden: int, inner: int, heads: int) -> None
     model.to("cpu").save_pretrained(folder, max_shard_size="2GB")
 
 
-def prose(characters: int) -> str:
-    """Sentences of random words: enough text, and none twice."""
-    numbers = random.Random(0)
-    words = ["".join(numbers.choices("abcdefghijklmnopqrstuvwxyz", k=numbers.randint(2, 8))) for _ in range(4000)]
-    sentences: list[str] = []
-    while characters > 0:
-        sentences.append(" ".join(numbers.choices(words, k=12)).capitalize() + ".")
-        characters -= len(sentences[-1]) + 1
-    return "\n".join(sentences)
-
-
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Adds what it took to seconds[stage], the device's work included."""
@@ -89,7 +77,7 @@ def stages(
     """A row for every method: seconds of opening, calibration, pricing, planning and compression, and their sum."""
     model, text, out = folder / "model", folder / "text.txt", folder / "checkpoint"
     make(model, layers, **shape)
-    text.write_text(prose(8 * windows * window))
+    text.write_text(tiny_text(windows * window // 8))  # a sentence is more than eight tokens
     shared: dict[str, float] = {}
     with timed(shared, "open"):
         opened = open_model(str(model))

@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from compression_stages import METHODS, prose, stages  # noqa: E402
+from compression_stages import METHODS, stages  # noqa: E402
 
 
 def test_every_method_and_stage_has_its_time(cache: Path, tmp_path: Path) -> None:
@@ -18,8 +18,3 @@ def test_every_method_and_stage_has_its_time(cache: Path, tmp_path: Path) -> Non
     for row in rows:
         spent = [row[stage] for stage in ("open", "calibrate", "price", "plan", "compress")]
         assert all(seconds > 0 for seconds in spent) and row["total"] == pytest.approx(sum(spent), abs=0.02)
-
-
-def test_the_text_is_as_long_as_asked_and_does_not_repeat() -> None:
-    lines = prose(20_000).split("\n")
-    assert sum(len(line) + 1 for line in lines) >= 20_000 and len(set(lines)) == len(lines)
