@@ -46,6 +46,7 @@ class Part:
     heal: str = "none"
     heal_windows: int = 0
     tasks: tuple[str, ...] = ()
+    factors: str = "plain"
 
     def command(self, model: str, data: Path, shown: Path | None = None) -> list[str]:
         """The command line that makes it; with files looked for in `data` and called as if they lay in `shown`."""
@@ -56,6 +57,8 @@ class Part:
 
         line = ["edge-svd", "compare", model, "--methods", self.methods, "--allocations", self.allocations]
         line += ["--ratios", self.ratios, "--calibration", file("wikitext2_raw.train", ".txt")]
+        if self.factors != "plain":
+            line += ["--factors", self.factors]
         if self.heal != "none":
             line += ["--heal", self.heal, "--heal-windows", str(self.heal_windows)]
         for text in self.texts:
@@ -73,6 +76,13 @@ PARTS = {
     "allocations-ends": Part("Allocations, little and much cut off", "io-svd,svd-llm", ALLOCATIONS, "0.9,0.4"),
     "healing": Part("Distilled", "io-svd", MEASURED, "0.8,0.6,0.4", heal="none,distil:steps=200", heal_windows=440),
     "refitted": Part("Refitted", "io-svd", "second-order", "0.8,0.6", heal="none,refit", heal_windows=440),
+    "pivoted": Part(
+        "Pivoted factors",
+        "io-svd,svd-llm",
+        f"uniform,first-order,second-order,{MEASURED}",
+        "0.9,0.8,0.6,0.4",
+        factors="pivoted",
+    ),
     "zero-sum": Part("Zero-sum, with the factors that it was made for", "zs-svd", "uniform,zero-sum", "0.8,0.6"),
     "strs": Part("Sensitivity-based search, an hour on two cores", "io-svd", "strs", "0.8,0.6", TEXTS),
     "strs-svd-llm": Part("The same for svd-llm, another hour", "svd-llm", "strs", "0.8,0.6", TEXTS),

@@ -125,6 +125,7 @@ TABLES = {
     "allocations": Shown(("allocations-ends", "allocations"), partial(text_table, text=WIKI)),
     "allocations at 0.8": Shown(("allocations",), partial(text_table, ratio=0.8)),
     "allocations at 0.6": Shown(("allocations",), partial(text_table, ratio=0.6)),
+    "pivoted": Shown(("pivoted",), partial(text_table, text=WIKI)),
     "zero-sum": Shown(("zero-sum",), partial(text_table, text=WIKI)),
     "strs at 0.8": Shown(("strs", "strs-svd-llm"), partial(text_table, ratio=0.8)),
     "strs at 0.6": Shown(("strs", "strs-svd-llm"), partial(text_table, ratio=0.6)),

@@ -44,6 +44,14 @@ def compare(
         str | None,
         typer.Option("--candidates", help="What plans for --sizes choose from. Default: low-rank,int8."),
     ] = None,
+    factors: Annotated[
+        str,
+        typer.Option(
+            "--factors",
+            help="How factors are stored, with commas: plain, two of them; pivoted, rows of the matrix and the "
+            "coefficients of its others, k² numbers fewer for a rank of k.",
+        ),
+    ] = "plain",
     heal: Annotated[
         str, typer.Option("--heal", help="What is done to the factors then, with commas: none, refit, refit+distil.")
     ] = "none",
@@ -87,6 +95,7 @@ def compare(
         tuple(task or ()),
         task_limit,
         ratios_of(over_dense, "--over-dense", "1.2,1.5"),
+        names_of(factors),
     )
     asked.check()
     if candidates is not None and not asked.sizes:

@@ -1,5 +1,5 @@
-"""What a comparison is asked for: methods x allocations x ((ratios and targets) x ways of healing, and sizes), on texts
-and tasks."""
+"""What a comparison is asked for: methods x allocations x ((ratios and targets) x ways of storing factors x healing,
+and sizes), on texts and tasks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from edge_svd.allocate import allocation, lacking
 from edge_svd.calibrate.statistics import extras_of
+from edge_svd.compare.storage import PLAIN, check_storage
 from edge_svd.decompose import decompose
 from edge_svd.errors import InputError
 from edge_svd.files import format_size
@@ -30,7 +31,8 @@ class Cell:
     """One way of making a model smaller, in the names of the command line; ratio: share of the parameters kept of the
     matrices between embedding and head; heal_windows: calibration text that healing sees. Or, where there is no ratio,
     target: perplexity over the dense model's on held-out calibration text, at which as little as possible is kept; or
-    size: bytes of the whole folder, planned from those candidates and rounded as it ships."""
+    size: bytes of the whole folder, planned from those candidates and rounded as it ships. storage: how factors at a
+    ratio or target are kept (`compare.storage`)."""
 
     method: str
     allocation: str
@@ -40,6 +42,7 @@ class Cell:
     size: int | None = None
     candidates: tuple[str, ...] = ()
     target: float | None = None
+    storage: str = PLAIN
 
     @property
     def names(self) -> dict[str, Any]:
@@ -49,13 +52,14 @@ class Cell:
             return {"method": self.method, "allocation": self.allocation, **plan}
         names: dict[str, Any] = {"method": self.method, "allocation": self.allocation, "heal": self.heal}
         names |= {"ratio": self.ratio} if self.target is None else {"target": self.target}
+        names |= {} if self.storage == PLAIN else {"factors": self.storage}
         return names if self.heal == NONE else names | {"heal_windows": self.heal_windows}
 
     @property
     def fields(self) -> dict[str, Any]:
         """What tells it from others in compare.json."""
         found = {"method": self.method, "allocation": self.allocation, "ratio": self.ratio, "size": self.size}
-        found |= {"target": self.target, "heal": self.heal}
+        found |= {"target": self.target, "heal": self.heal, "factors": None if self.size is not None else self.storage}
         return found if self.heal == NONE else found | {"heal_windows": self.heal_windows}
 
     @property
@@ -64,14 +68,15 @@ class Cell:
         if self.size is not None:
             return f"{self.method}, {self.allocation}, {format_size(self.size)}"
         amount = f"{self.ratio:g}" if self.target is None else f"at {self.target:g} times dense"
-        return f"{self.method}, {self.allocation}, {amount}"
+        stored = [] if self.storage == PLAIN else [self.storage]
+        return ", ".join([self.method, self.allocation, *stored, amount])
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Methods x allocations x ((ratios and targets) x healing, and sizes in bytes) on texts and tasks; windows of the
-    texts, and of the text to heal on; candidates of the plans for sizes, as `fit` takes them; items of a task that are
-    scored."""
+    """Methods x allocations x ((ratios and targets) x storage x healing, and sizes in bytes) on texts and tasks;
+    windows of the texts, and of the text to heal on; candidates of the plans for sizes, as `fit` takes them; items of a
+    task that are scored."""
 
     methods: tuple[str, ...]
     allocations: tuple[str, ...]
@@ -86,6 +91,7 @@ class Asked:
     tasks: tuple[Path, ...] = ()
     task_limit: int = TASK_LIMIT
     targets: tuple[float, ...] = ()
+    storages: tuple[str, ...] = (PLAIN,)
 
     def check(self) -> None:
         """InputError on an unknown name, a ratio outside (0, 1], nothing to compare, or what plans for sizes cannot
@@ -95,6 +101,7 @@ class Asked:
             ("allocation", self.allocations),
             ("ratio, size or target", (*self.ratios, *self.sizes, *self.targets)),
             ("text or task", (*self.texts, *self.tasks)),
+            ("kind of factors", self.storages),
         ):
             if not found:
                 raise InputError(f"There is no {name} to compare; name at least one.")
@@ -104,6 +111,8 @@ class Asked:
             beyond = allocation(name).beyond_plans
             if self.sizes and beyond:
                 raise lacking(name, beyond)
+        for storage in self.storages:
+            check_storage(storage)
         for heal in self.heals:
             healing(heal)
             if self.sizes and heal != NONE:
@@ -130,11 +139,12 @@ class Asked:
         kinds = candidate_kinds(self.candidates)
         for method in self.methods:
             for name in self.allocations:
-                for ratio in self.ratios:
-                    for heal in self.heals:
-                        yield Cell(method, name, ratio, heal, self.heal_windows)
-                for target in self.targets:
-                    for heal in self.heals:
-                        yield Cell(method, name, None, heal, self.heal_windows, target=target)
+                for storage in self.storages:
+                    for ratio in self.ratios:
+                        for heal in self.heals:
+                            yield Cell(method, name, ratio, heal, self.heal_windows, storage=storage)
+                    for target in self.targets:
+                        for heal in self.heals:
+                            yield Cell(method, name, None, heal, self.heal_windows, target=target, storage=storage)
                 for size in self.sizes:
                     yield Cell(method, name, None, size=size, candidates=kinds)

@@ -17,6 +17,7 @@ from edge_svd.compare.made import Made
 from edge_svd.compare.matrices import Choice, Decomposed
 from edge_svd.compare.rows import Row, Rows
 from edge_svd.compare.sensitivity import TOKENS, FromLayer, Sensitivities
+from edge_svd.compare.storage import PLAIN
 from edge_svd.errors import InputError
 from edge_svd.factored import factored
 from edge_svd.heal import NONE
@@ -48,16 +49,20 @@ class AtRatios:
                 if wanted == "changes":
                     changes = component_changes(self.opened, found.factorizations, windows, tick)
                 priced = found.priced(name, changes)
-                measured = self._sensitivities(found, tick) if wanted == "single" else None
                 meter = None
                 if wanted == "type":
                     meter = HeldOutKl(self.opened.model, windows, self.opened.architecture)
-                choose = cache(partial(found.choose, name, priced=priced, measured=measured, meter=meter))
-                amounts = dict.fromkeys((cell.ratio, cell.target) for cell in own)
-                chosen = {amount: self._chosen(found, choose, *amount) for amount in amounts}
+                chosen = {}
+                for storage in dict.fromkeys(cell.storage for cell in own):
+                    measured = self._sensitivities(found, storage, tick) if wanted == "single" else None
+                    choose = cache(
+                        partial(found.choose, name, priced=priced, measured=measured, meter=meter, storage=storage)
+                    )
+                    for amount in dict.fromkeys((cell.ratio, cell.target) for cell in own if cell.storage == storage):
+                        chosen[storage, amount] = self._chosen(found, choose, *amount)
             seconds = decomposed + (time.monotonic() - start) / len(chosen)
             for cell in own:
-                kept = chosen[cell.ratio, cell.target]
+                kept = chosen[cell.storage, (cell.ratio, cell.target)]
                 record: Row = {"parameters": kept.parameters, "budget": kept.budget, "ranks": kept.ranks}
                 record["seconds"] = round(seconds, 1)
                 added = {site: factors.added for site, factors in found.factorizations.items() if factors.added > 0}
@@ -65,6 +70,7 @@ class AtRatios:
                 factors = found.factors(kept)
                 if cell.heal != NONE:
                     factors, record["healing"] = self.healer(cell.heal, factors, cell.title)
+                factors = found.stored(factors, cell.storage)
                 yield Made(cell, record, partial(factored, self.opened.model, factors))
 
     def _decoder(self) -> FromLayer:
@@ -92,12 +98,13 @@ class AtRatios:
 
         return choose(least_share(meets))
 
-    def _sensitivities(self, found: Decomposed, tick: Tick) -> Sensitivities:
+    def _sensitivities(self, found: Decomposed, storage: str, tick: Tick) -> Sensitivities:
         self.rows.folder.mkdir(parents=True, exist_ok=True)
         return Sensitivities(
             found.sites,
             lambda site, rank: found.factorizations[site.name].truncated(rank).float(),
             self._decoder,
-            self.rows.file(["sensitivities", found.method]),
+            self.rows.file(["sensitivities", found.method, *([] if storage == PLAIN else [storage])]),
             tick,
+            storage,
         )

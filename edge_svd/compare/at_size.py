@@ -12,6 +12,7 @@ from edge_svd.architectures import Site
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.checkpoint import Checkpoint
+from edge_svd.compare import storage
 from edge_svd.compare.asked import Cell
 from edge_svd.compare.made import Made
 from edge_svd.compare.rows import Row, Rows
@@ -90,7 +91,6 @@ def _record(opened: OpenedModel, plan: Plan) -> Row:
 
 def _parameters(site: Site, fmt: SiteFormat) -> int:
     m, n = site.shape
-    if fmt.kind in PIVOTED:
-        return fmt.rank * (m + n - fmt.rank)
+    stored = storage.PIVOTED if fmt.kind in PIVOTED else storage.PLAIN
     # A dense format has no rank; the factors of a corrected one come on top of it.
-    return fmt.rank * (m + n) + (0 if fmt.factored else m * n)
+    return storage.parameters(site.shape, fmt.rank, stored) + (0 if fmt.factored else m * n)

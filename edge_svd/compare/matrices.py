@@ -15,7 +15,9 @@ from edge_svd.allocate.first_order import changes_of
 from edge_svd.architectures import Site
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
+from edge_svd.compare.storage import PIVOTED, PLAIN, break_even, parameters
 from edge_svd.decompose import Factorization
+from edge_svd.decompose.pivots import pivot_factors
 from edge_svd.errors import InputError
 from edge_svd.factored import Factors, factored
 from edge_svd.models import OpenedModel
@@ -100,12 +102,13 @@ class Decomposed:
         priced: list[Priced],
         measured: Callable[[int, float], float] | None = None,
         meter: HeldOutKl | None = None,
+        storage: str = PLAIN,
     ) -> Choice:
         """What that allocation keeps of ⌊ratio · parameters⌋; a matrix at or above its break-even rank stays whole.
 
         InputError where nothing fits, or the allocation needs what is not known.
         """
-        field = field_of(self.sites, priced, measured)
+        field = field_of(self.sites, priced, measured, storage)
         if meter is not None:
             field = replace(field, truncated=partial(self._truncated, meter, field, priced))
         budget = int(ratio * sum(field.full))
@@ -128,6 +131,19 @@ class Decomposed:
         with factored(self.opened.model, self.factors(Choice(own, 0, 0))):
             return meter.measure()
 
+    def stored(self, factors: Mapping[str, Factors], storage: str) -> dict[str, Factors]:
+        """Factors fp32 as they are stored: with k rows of B those of the identity where they are pivoted."""
+        if storage != PIVOTED:
+            return dict(factors)
+        sites = [site for site in self.sites if site.name in factors]
+
+        def of(site: Site) -> Factors:
+            b, a = (part.double() for part in factors[site.name])
+            b, a = pivot_factors(b, a, self._context(site).c_in)
+            return b.float(), a.float()
+
+        return {site.name: made for site, made in zip(sites, side_by_side(of, sites), strict=True)}
+
     def factors(self, choice: Choice) -> dict[str, Factors]:
         """The factors that the chosen components make, fp32; matrices that stay whole are left out."""
 
@@ -141,13 +157,17 @@ class Decomposed:
         return dict(zip(names, side_by_side(of, names), strict=True))
 
 
-def field_of(sites: list[Site], priced: list[Priced], measured: Callable[[int, float], float] | None = None) -> Field:
+def field_of(
+    sites: list[Site],
+    priced: list[Priced],
+    measured: Callable[[int, float], float] | None = None,
+    storage: str = PLAIN,
+) -> Field:
     """Options of every matrix: k components for every k below break-even, and the whole matrix, in parameters."""
     cost, loss, score, steps = [], [], [], []
     for site, row in zip(sites, priced, strict=True):
-        m, n = site.shape
-        even = -(-m * n // (m + n))
-        cost.append(np.append(np.arange(even) * (m + n), m * n).astype(np.int64))
+        (m, n), even = site.shape, break_even(site.shape, storage)
+        cost.append(np.array([*(parameters(site.shape, rank, storage) for rank in range(even)), m * n], np.int64))
         loss.append(np.append(row.loss[:even], 0.0))
         score.append(np.append(row.score[:even], 0.0))
         if row.signed is not None:

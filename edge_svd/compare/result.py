@@ -22,6 +22,7 @@ DENSE: dict[str, Any] = {
     "size": None,
     "target": None,
     "heal": None,
+    "factors": None,
 }
 
 

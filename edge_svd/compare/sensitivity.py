@@ -14,6 +14,7 @@ import torch
 from edge_svd.allocate.strs import RATIOS
 from edge_svd.architectures import Architecture, Site
 from edge_svd.calibrate.collect import logits_of
+from edge_svd.compare.storage import PLAIN, rank_within
 from edge_svd.errors import Failure
 from edge_svd.files import atomic_write, canonical_json
 from edge_svd.planner.held_out import replaced
@@ -98,8 +99,10 @@ class Sensitivities:
         decoder: Callable[[], FromLayer],
         file: Path,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        storage: str = PLAIN,
     ) -> None:
         """truncated: the matrix of a site [m, n] fp32 at a rank."""
+        self.storage = storage
         self.sites, self.truncated, self.file, self.progress = sites, truncated, file, progress
         self._decoder = decoder
         self._made: FromLayer | None = None
@@ -112,7 +115,7 @@ class Sensitivities:
             if self._made is None:
                 self._made = self._decoder()
             m, n = site.shape
-            weight = self.truncated(site, int(ratio * m * n / (m + n)))
+            weight = self.truncated(site, rank_within(site.shape, ratio * m * n, self.storage))
             with replaced(self._made.model, {site.name: weight}):
                 row[share] = self._made.perplexity(site.layer)
             atomic_write(self.file, canonical_json(self.known))

@@ -1,27 +1,17 @@
 """A matrix of rank k as k of its own rows and the coefficients of the others, or the same of columns; int8.
 
-W ≈ B A = [I; C] A_p with A_p the pivot rows of B A: k² numbers fewer than B and A (Zhao et al. 2025, "Pivoting
-Factorization", arXiv 2501.19090). Pivots come from a QR factorisation with column pivoting, in coordinates where row i
-of B has the length of the output y_i's root mean square, so that large outputs carry small ones and C stays near 1.
-Columns are the rows of the transposed matrix, with the two metrics exchanged.
+W ≈ B A = [I; C] A_p as in `decompose.pivots`, rounded. Columns are the rows of the transposed matrix, with the two
+metrics exchanged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import scipy.linalg
 import torch
 
-from edge_svd.errors import Failure
+from edge_svd.decompose.pivots import cholesky, choose_pivots
 from edge_svd.quantize.rows import dequantise_rows, round_rows
-
-RIDGE = 1e-4
-"""Share of a metric's mean diagonal added to it before it is inverted, as the decomposition does."""
-
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
-"""Shares tried in turn where a Cholesky factor is needed."""
 
 Rounded = tuple[torch.Tensor, torch.Tensor]
 """int8 numbers and one bfloat16 scale a row, as `round_rows` gives them."""
@@ -55,22 +45,6 @@ class Pivoted:
         return torch.cat([base, c @ base])[place]
 
 
-def damped(metric: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
-    """A symmetric metric with a share of its mean diagonal added."""
-    result = metric.clone()
-    result.diagonal().add_(max(ridge * float(result.diagonal().mean()), 1e-140))
-    return result
-
-
-def choose_pivots(b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(pivots [k], rest [m - k], both rising) among the rows of B A, B [m, k], A [k, n], E[x xᵀ] = C_in; float64."""
-    k = b.shape[1]
-    scaled = b @ _cholesky(a @ c_in @ a.T)
-    chosen = scipy.linalg.qr(scaled.T.numpy(), mode="r", pivoting=True, check_finite=False)[-1]
-    chosen = torch.from_numpy(np.asarray(chosen, dtype=np.int64))
-    return chosen[:k].sort().values, chosen[k:].sort().values
-
-
 def round_pivoted(
     w: torch.Tensor, b: torch.Tensor, a: torch.Tensor, c_in: torch.Tensor, c_out: torch.Tensor, *, columns: bool
 ) -> Pivoted:
@@ -93,10 +67,10 @@ def round_pivoted(
     rounded = rounded.T if columns else rounded
     among = c_out[rest]
     across, among = among[:, pivots], among[:, rest]
-    slack = torch.cholesky_solve(across @ (w[pivots] - rounded), _cholesky(among))
+    slack = torch.cholesky_solve(across @ (w[pivots] - rounded), cholesky(among))
     projected = rounded @ c_in
     power = projected @ rounded.T
-    c = torch.cholesky_solve(projected @ (w[rest] + slack).T, _cholesky(power)).T
+    c = torch.cholesky_solve(projected @ (w[rest] + slack).T, cholesky(power)).T
     mixed = among @ c
     if columns:  # what is handed over is an input and what C adds to it
         own = c_out.diagonal()[pivots]
@@ -112,12 +86,3 @@ def round_pivoted(
         base = (base[0][order], base[1][order])
         coefficients = round_rows(c.float().contiguous(), 8)
     return Pivoted(columns, pivots[order], rest, base, coefficients, handover[order], weight[order])
-
-
-def _cholesky(metric: torch.Tensor) -> torch.Tensor:
-    """Lower factor; a metric of too few samples, indefinite by its fp32 noise, is damped until it has one."""
-    for ridge in RIDGES:
-        factor, failed = torch.linalg.cholesky_ex(damped(metric, ridge))
-        if not int(failed) and torch.isfinite(factor).all():
-            return factor
-    raise Failure("Cannot pivot a matrix whose factors or metrics hold NaN or Inf.")

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edge_svd.compare.storage import PIVOTED
 from edge_svd.files import format_size
 from edge_svd.heal import NONE
 
-Key = tuple[str, str | None, str | None]
+Key = tuple[str, str | None, bool, str | None]
 
 
 def key(row: Mapping[str, Any]) -> Key:
-    """What a line of a table, or a series of a chart, has in common: method, allocation, healing."""
-    return row["method"], row["allocation"], row["heal"]
+    """What a line of a table, or a series of a chart, has in common: method, allocation, pivoted or not, healing."""
+    return row["method"], row["allocation"], row["factors"] == PIVOTED, row["heal"]
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """`svd, uniform`, and how it is healed where it is."""
-    return ", ".join([row["method"], row["allocation"], *([] if row["heal"] == NONE else [row["heal"]])])
+    """`svd, uniform`, pivoted where its factors are, and how it is healed where it is."""
+    more = [PIVOTED] * (row["factors"] == PIVOTED) + [row["heal"]] * (row["heal"] != NONE)
+    return ", ".join([row["method"], row["allocation"], *more])
 
 
 def amount(row: Mapping[str, Any]) -> str:
@@ -31,6 +33,11 @@ def amount(row: Mapping[str, Any]) -> str:
 def healed(found: Mapping[str, Any]) -> bool:
     """Whether anything in a compare.json is healed."""
     return any(choice["heal"] != NONE for choice in found["choices"])
+
+
+def pivoted(found: Mapping[str, Any]) -> bool:
+    """Whether any factors in a compare.json are."""
+    return any(choice["factors"] == PIVOTED for choice in found["choices"])
 
 
 def number(perplexity: float) -> str:

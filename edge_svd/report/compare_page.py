@@ -12,7 +12,7 @@ from markupsafe import Markup
 from edge_svd.files import format_size
 from edge_svd.report.charts import NARROW, WIDE, draw, swatch
 from edge_svd.report.compare_charts import AXES, text_chart
-from edge_svd.report.compare_labels import amount, healed, key, label, number, share
+from edge_svd.report.compare_labels import amount, healed, key, label, number, pivoted, share
 from edge_svd.report.heat_map import heat_map
 from edge_svd.report.palette import style_rules
 from edge_svd.report.rank_cells import FAMILIES, rank_cells
@@ -33,6 +33,7 @@ def compare_page(found: Mapping[str, Any]) -> str:
         + _lines(found["choices"], found["tasks"]),
         task_names=list(dict.fromkeys((row["task"], row["n"]) for row in found["tasks"])),
         healed=healed(found),
+        pivoted=pivoted(found),
         by_ratio=any(choice["ratio"] is not None for choice in found["choices"]),
         by_target=any(choice["target"] is not None for choice in found["choices"]),
         by_size=any(choice["size"] is not None for choice in found["choices"]),
@@ -75,5 +76,5 @@ def amount_of(row: Mapping[str, Any]) -> tuple[float | None, int | None, float |
 
 def _map(found: Mapping[str, Any], choice: Mapping[str, Any], i: int) -> dict[str, Any]:
     title = f"{label(choice)}, {'' if choice['ratio'] is None else 'ratio '}{amount(choice)}"
-    cells = rank_cells(found["matrices"], choice["ranks"])
+    cells = rank_cells(found["matrices"], choice["ranks"], choice["factors"])
     return {"title": title, "svg": Markup(heat_map(cells, FAMILIES, f"Ranks of {title}", f"map-{i}"))}

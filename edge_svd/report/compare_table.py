@@ -1,4 +1,5 @@
-"""A comparison on the terminal: a line a method, allocation and healing, a column a text or task and ratio or size."""
+"""A comparison on the terminal: a line a method, allocation, kind of factors and healing, a column a text or task and
+ratio or size."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edge_svd.report.compare_labels import amount, healed, key, label, number, share
+from edge_svd.report.compare_labels import Key, amount, healed, key, label, number, pivoted, share
 
 Row = Mapping[str, Any]
 
@@ -70,14 +71,17 @@ def _grid(found: Row, rows: list[Row], what: str, dense: Mapping[str, str], show
     columns = list(dict.fromkeys((amount(row), row[what]) for row in rows))
     cells = {(key(row), amount(row), row[what]): shown(row) for row in rows}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ["method", "allocation", *(["heal"] if healed(found) else [])]
+    names = ["method", "allocation", *["factors"] * pivoted(found), *["heal"] * healed(found)]
     for name in names:
         table.add_column(name)
     for size, name in columns:
         table.add_column(f"{name} {size}", justify="right")
     table.add_row("dense", *[""] * (len(names) - 1), *(dense[name] for _, name in columns))
-    for line in dict.fromkeys(map(key, rows)):
-        table.add_row(*map(str, line[: len(names)]), *(cells[line, *column] for column in columns))
+    titles: dict[Key, list[str]] = {}
+    for row in rows:
+        titles.setdefault(key(row), [row[name] or "" for name in names])
+    for line, title in titles.items():
+        table.add_row(*title, *(cells[line, *column] for column in columns))
     # As wide as it needs to be: what reads a pipe wants rows, not folded cells.
     out = Console(file=io.StringIO(), width=max(120, 60 + 34 * len(columns)), color_system=None)
     out.print(table)

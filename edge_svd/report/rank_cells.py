@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edge_svd.compare.storage import PLAIN, parameters
 from edge_svd.report.heat_map import Cell
 from edge_svd.report.palette import FULL_BITS
 
@@ -23,13 +24,15 @@ class RankCell(Cell):
         return f"{self.name} ({m} x {n}): {kept}, {self.bits / FULL_BITS:.0%} of its parameters"
 
 
-def rank_cells(matrices: Sequence[Mapping[str, Any]], ranks: Mapping[str, int | None]) -> list[Cell]:
-    """A cell a matrix, in forward order; `ranks` says None where one stays whole."""
+def rank_cells(
+    matrices: Sequence[Mapping[str, Any]], ranks: Mapping[str, int | None], factors: str | None
+) -> list[Cell]:
+    """A cell a matrix, in forward order; `ranks` says None where one stays whole, `factors` how they are stored."""
     found: list[Cell] = []
     for matrix in matrices:
         m, n = matrix["shape"]
         rank = ranks[matrix["name"]]
-        share = 1.0 if rank is None else rank * (m + n) / (m * n)
+        share = 1.0 if rank is None else parameters((m, n), rank, factors or PLAIN) / (m * n)
         family = FAMILIES[rank is None]
         found.append(
             RankCell(

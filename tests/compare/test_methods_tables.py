@@ -61,6 +61,7 @@ def test_every_command_is_one_that_compare_takes(
             texts,
             heals=names_of(given.get("--heal", ["none"])[0]),
             tasks=tasks,
+            storages=names_of(given.get("--factors", ["plain"])[0]),
         ).check()
     shown = methods.PARTS["tasks"].command("MODEL", tmp_path, shown=Path("DIR"))
     assert "DIR/piqa.jsonl.gz" in shown and not any(str(tmp_path) in word for word in shown)
@@ -69,7 +70,15 @@ def test_every_command_is_one_that_compare_takes(
         methods.main()
 
 
-ROW = {"method": "svd", "allocation": "uniform", "heal": "none", "ratio": 0.8, "text": "a.test", "kl": 2.5}
+ROW = {
+    "method": "svd",
+    "allocation": "uniform",
+    "factors": "plain",
+    "heal": "none",
+    "ratio": 0.8,
+    "text": "a.test",
+    "kl": 2.5,
+}
 
 
 def test_text_tables(tables: Any) -> None:
@@ -91,6 +100,8 @@ def test_text_tables(tables: Any) -> None:
         "| `asvd`, `uniform` | – | 12.2 (2.5) |",
     ]
     assert tables.text_table([other, first], ratio=0.9)[0] == "| | a |"
+    pivoted = first | {"rows": [row | {"factors": "pivoted", "over_dense": 1.5} for row in first["rows"][:1]]}
+    assert tables.text_table([first, pivoted], text="a.test")[3] == "| `svd`, `uniform`, `pivoted` | 1.500 (2.5) |"
 
 
 def test_tables_of_healing_and_tasks(tables: Any) -> None:

@@ -24,8 +24,10 @@ def choice(
     ratio: float | None = None,
     size: int | None = None,
     target: float | None = None,
+    factors: str = "plain",
 ) -> dict[str, Any]:
     found = {"method": method, "allocation": "uniform", "ratio": ratio, "size": size, "target": target, "heal": heal}
+    found["factors"] = None if size else factors
     ranks = {name: 8 if i % 2 else None for i, name in enumerate(SITES)}
     healing = [] if heal == "none" else STEPS
     return found | {
@@ -45,6 +47,7 @@ def found(*choices: dict[str, Any], tasks: bool = False) -> dict[str, Any]:
             rows.append(made | {"text": text, "perplexity": 20.0 + i, "kl": 0.1 * i, "over_dense": 2.0 + i})
         scores.append(made | score)
     nobody = {"method": "dense", "allocation": None, "ratio": None, "size": None, "target": None, "heal": None}
+    nobody["factors"] = None
     sized = any(made["size"] for made in choices)
     return {
         "model": {"name": "some/model", "digest": "0", "parameters": 9000},
@@ -65,10 +68,11 @@ RATIOS = found(
 SIZES = found(choice("svd", size=90_000_000), choice("svd", size=110_000_000), tasks=True)
 HEALED = found(choice("svd", ratio=0.5), choice("svd", "refit+distil:steps=9", ratio=0.5))
 TARGETS = found(choice("svd", target=1.2), choice("svd", target=1.5), tasks=True)
+PIVOTED = found(choice("svd", ratio=0.5), choice("svd", ratio=0.5, factors="pivoted"), tasks=True)
 BOTH = found(choice("svd", ratio=0.5), choice("svd", size=90_000_000), tasks=True)
 
 
-@pytest.mark.parametrize("content", [RATIOS, SIZES, HEALED, BOTH, TARGETS, BOTH | {"rows": [], "texts": []}])
+@pytest.mark.parametrize("content", [RATIOS, SIZES, HEALED, BOTH, TARGETS, PIVOTED, BOTH | {"rows": [], "texts": []}])
 def test_the_page_is_well_formed(content: dict[str, Any]) -> None:
     page, checker = compare_page(content), Checker()
     checker.feed(page)
@@ -82,7 +86,8 @@ def test_sections_are_there_for_what_there_is() -> None:
         (SIZES, [", MB", ">size<", "h-tasks", "90.0 MB", "110.00 MB"], ["parameters kept", ">ratio<"]),
         (HEALED, ["h-healing", ">heal<", "distil:steps=9", "0.2500"], ["h-tasks", ">size<"]),
         (TARGETS, [">target<", "≤ 1.2x", "5,000"], [">ratio<", ">size<", "parameters kept"]),
-        (BOTH, [", parameters kept", ", MB", ">ratio<", ">size<", "h-tasks"], ["h-healing"]),
+        (PIVOTED, [">factors<", ">pivoted<", "k² numbers fewer", "38% of its parameters", "34% of its parameters"], []),
+        (BOTH, [", parameters kept", ", MB", ">ratio<", ">size<", "h-tasks"], ["h-healing", ">factors<"]),
     ]:
         page = compare_page(content)
         assert [words for words in there if words not in page] == []
@@ -109,6 +114,15 @@ def test_every_healing_has_a_line_of_its_own() -> None:
     assert lines[3].split()[:4] == ["svd", "uniform", "refit+distil:steps=9", "21.00"]
     assert lines[-2].endswith("0.5: refit 3.2 s, KL 0.5000 → 0.2500")
     assert lines[-1].endswith("0.5: distil:steps=9 12.0 s, KL 0.2500 → 0.3000, not kept")
+
+
+def test_pivoted_factors_have_a_line_of_their_own() -> None:
+    lines = compare_table(PIVOTED).splitlines()
+    assert lines[0].split() == ["method", "allocation", "factors", "alpha", "0.5", "<beta>", "0.5"]
+    assert lines[2].split()[:4] == ["svd", "uniform", "plain", "20.00"]
+    assert lines[3].split()[:4] == ["svd", "uniform", "pivoted", "21.00"]
+    chart = text_chart(PIVOTED, "alpha", AXES[0])
+    assert chart is not None and [of.name for of in chart.series] == ["svd, uniform", "svd, uniform, pivoted"]
 
 
 def test_the_table_has_a_column_for_every_ratio_and_size() -> None:

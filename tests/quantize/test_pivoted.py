@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_svd.decompose.pivots import choose_pivots, damped
 from edge_svd.errors import Failure, InputError
 from edge_svd.formats import SiteFormat, tensors, weight_bytes
 from edge_svd.planner.activations import handover_loss
-from edge_svd.quantize.pivoted import choose_pivots, damped, round_pivoted
+from edge_svd.quantize.pivoted import round_pivoted
 from edge_svd.quantize.rows import dequantise_rows, round_rows
 
 

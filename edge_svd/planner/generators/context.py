@@ -13,10 +13,10 @@ from edge_svd.allocate import Strategy
 from edge_svd.architectures import Site
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.decompose import Factorization, decompose
+from edge_svd.decompose.pivots import damped
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.components import ComponentTable, component_table
 from edge_svd.quantize.feedback import UnitFactor, unit_factor
-from edge_svd.quantize.pivoted import damped
 from edge_svd.quantize.trellis import InputFactor
 from edge_svd.registry import Registry
 
