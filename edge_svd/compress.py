@@ -147,7 +147,7 @@ def _start(partial: Path, key: bytes) -> None:
 def site_arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics) -> Arrays:
     """The stored tensors of one matrix, by full name."""
     module = opened.model.get_submodule(site.name)
-    weight = module.weight.detach().float()
+    weight = module.weight.detach().cpu().float()
     fmt = plan.sites[site.name].format
     with torch.no_grad():
         if fmt.kind not in ("int8", "int16"):
@@ -165,7 +165,7 @@ def site_arrays(opened: Opened, site: Site, plan: Plan, statistics: Statistics) 
                 f"The plan asks for {suffix} of {site.name} as {dtype} {shape}, which this matrix cannot give."
             )
     if site.bias:
-        arrays[f"{site.name}.bias"] = module.bias.detach().float().numpy()
+        arrays[f"{site.name}.bias"] = module.bias.detach().cpu().float().numpy()
     return arrays
 
 
@@ -265,7 +265,8 @@ def rounded_components(
     for bits, members in zip((16, 8, 4), by_cost.split([fmt.k16, fmt.k8, fmt.k4]), strict=True):
         if len(members):
             chosen = table.order[:rank][members[torch.argsort(place[members])]]
-            found[bits] = round_components(f.b[:, chosen], _pad(f.a[chosen]), bits)
+            b, a, scale = round_components(f.b[:, chosen], _pad(f.a[chosen]), bits)
+            found[bits] = b.cpu(), a.cpu(), scale.cpu()
     return found
 
 

@@ -31,6 +31,11 @@ def compute_device() -> torch.device:
     return device
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a CUDA card."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def placed(model: Any) -> Any:
     """The model, moved there; one whose weights stay in their files stays on the CPU."""
     return model if is_streamed(model) else model.to(compute_device())
@@ -38,10 +43,11 @@ def placed(model: Any) -> Any:
 
 @contextmanager
 def computing(model: Any) -> Iterator[torch.device]:
-    """The model is there for as long as this is open, and on the CPU again afterwards; gives the device."""
+    """The model is there for as long as this is open, and afterwards where it was before; gives the device."""
+    before = model.device
     placed(model)
     try:
         yield model.device
     finally:
         if not is_streamed(model):
-            model.to("cpu")
+            model.to(before)

@@ -64,7 +64,10 @@ def factored(model: Any, factors: Mapping[str, Factors]) -> Iterator[dict[str, F
     """Put factors in the place of named linear modules for a while, at the cost of their ranks instead of the whole
     matrices'; biases stay. The original modules come back untouched."""
     originals = {name: model.get_submodule(name) for name in factors}
-    made = {name: FactoredLinear(b, a, originals[name].bias) for name, (b, a) in factors.items()}
+    made = {}
+    for name, (b, a) in factors.items():
+        device = originals[name].weight.device
+        made[name] = FactoredLinear(b.to(device), a.to(device), originals[name].bias)
     try:
         for name, module in made.items():
             model.set_submodule(name, module)

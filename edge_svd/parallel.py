@@ -1,9 +1,11 @@
-"""Work on many matrices at once, one a core: LAPACK gains little from threads on matrices of a small model."""
+"""Work on many matrices at once: one a core, as LAPACK gains little from threads on matrices of a small model; and
+reading ahead of the work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -24,3 +26,27 @@ def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> Itera
             yield from pool.map(work, items)
     finally:
         torch.set_num_threads(threads)
+
+
+def ahead(load: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`load` of every item, in order, each one loaded while its predecessor is worked on; on a stream of its own where
+    there is a CUDA card, so that transfers and computations overlap."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(_apart, load, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _apart(load: Callable[[Item], Result], item: Item) -> Result:
+    """What was loaded has arrived when this returns."""
+    if not torch.cuda.is_available():
+        return load(item)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        found = load(item)
+    stream.synchronize()
+    return found

@@ -48,7 +48,7 @@ class FirstOrder:
         return torch.cat([scores.flip(0).cumsum(0).flip(0), scores.new_zeros(1)])
 
     def rounding(self, error: torch.Tensor, loss: float, site: HasGradient) -> float:
-        return abs(float((error.double() * site.gradient).sum()))
+        return abs(float((error.to(site.gradient.device).double() * site.gradient).sum()))
 
     def repriced(self, field: Field, choice: Sequence[int]) -> Scores | None:
         return None

@@ -27,7 +27,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -36,6 +36,8 @@ from edge_svd.calibrate.shards import read_tensor
 from edge_svd.errors import InputError
 from edge_svd.files import canonical_json, read_json
 from edge_svd.kernels.symmetric import SymmetricAccumulator
+
+Device: TypeAlias = torch.device | str
 
 FORMAT = 3
 MANIFEST = "statistics.json"
@@ -61,7 +63,7 @@ def cache_key(key: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics on disk, read one matrix at a time; metrics are float64 torch tensors."""
+    """Statistics on disk, read one matrix at a time; metrics are float64 torch tensors, on the device asked for."""
 
     path: Path
     key: Mapping[str, Any]
@@ -93,8 +95,8 @@ class Statistics:
     def _tensor(self, file: str, name: str) -> torch.Tensor:
         return read_tensor(self.path / file, name)
 
-    def _symmetric(self, name: str, n: int, folder: str = MOMENTS) -> torch.Tensor:
-        accumulator = SymmetricAccumulator(n)
+    def _symmetric(self, name: str, n: int, folder: str = MOMENTS, device: Device = "cpu") -> torch.Tensor:
+        accumulator = SymmetricAccumulator(n, device=device)
         try:
             accumulator.restore(self._tensor(folder, name), 1.0)
         except InputError as error:
@@ -106,13 +108,15 @@ class Statistics:
         """Whether these are an encoder's, whose losses are 1 - cosine per passage."""
         return bool(self.key["estimator"].get("kind") == SIGNS)
 
-    def c_in(self, site: Site) -> torch.Tensor:
+    def c_in(self, site: Site, device: Device = "cpu") -> torch.Tensor:
         """[n, n] float64."""
-        return self._symmetric(f"in.{site.name if self.of_passages else site.input}", site.shape[1])
+        name = f"in.{site.name if self.of_passages else site.input}"
+        return self._symmetric(name, site.shape[1], device=device)
 
-    def c_out(self, site: Site) -> torch.Tensor:
+    def c_out(self, site: Site, device: Device = "cpu") -> torch.Tensor:
         """[m, m] float64; for the embedding, the metric of its output [hidden, hidden]."""
-        return self._symmetric(f"out.{site.name}", site.shape[1] if site.type == "embedding" else site.shape[0])
+        width = site.shape[1] if site.type == "embedding" else site.shape[0]
+        return self._symmetric(f"out.{site.name}", width, device=device)
 
     def has(self, extra: str) -> bool:
         """Whether that one of `EXTRAS` was taken."""
@@ -122,13 +126,13 @@ class Statistics:
         if not self.has(extra):
             raise InputError(f"The statistics in {self.path} hold no {extra}; run `edge-svd calibrate` again.")
 
-    def moment(self, site: Site) -> torch.Tensor:
+    def moment(self, site: Site, device: Device = "cpu") -> torch.Tensor:
         """[n, n] float64, E[x xᵀ] of all tokens alike: `c_in`, where that weighs them so (and of an encoder), otherwise
         taken on its own; InputError where it was not."""
         if self.of_passages or not self.key["estimator"].get("weighted", True):
-            return self.c_in(site)
+            return self.c_in(site, device)
         self._require(ACTIVATIONS)
-        return self._symmetric(f"in.{site.input}", site.shape[1], ACTIVATIONS)
+        return self._symmetric(f"in.{site.input}", site.shape[1], ACTIVATIONS, device)
 
     def magnitude(self, site: Site) -> torch.Tensor:
         """[n] float64, E|x|; InputError where it was not taken."""

@@ -18,6 +18,7 @@ from edge_svd.compare.matrices import Choice, Decomposed
 from edge_svd.compare.rows import Row, Rows
 from edge_svd.compare.sensitivity import TOKENS, FromLayer, Sensitivities
 from edge_svd.compare.storage import PLAIN
+from edge_svd.compute_device import computing
 from edge_svd.errors import InputError
 from edge_svd.factored import factored
 from edge_svd.heal import NONE
@@ -37,6 +38,10 @@ class AtRatios:
 
     def made(self, method: str, cells: Sequence[Cell]) -> Generator[Made, None, None]:
         """InputError on statistics without what the method needs, or a ratio that an allocation cannot meet."""
+        with computing(self.opened.model):
+            yield from self._made(method, cells)
+
+    def _made(self, method: str, cells: Sequence[Cell]) -> Generator[Made, None, None]:
         start = time.monotonic()
         with step(f"Decomposing by {method}") as tick:
             found = Decomposed(self.opened, self.statistics, method, tick)

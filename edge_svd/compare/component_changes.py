@@ -24,12 +24,13 @@ def component_changes(
 
     Failure where activations or gradients are not finite.
     """
-    narrow = {name: Factorization(f.b.float(), f.a.float(), f.energy) for name, f in factorizations.items()}
+    device = opened.model.device
+    narrow = {name: Factorization(f.b.float(), f.a.float(), f.energy).to(device) for name, f in factorizations.items()}
     found = {name: torch.zeros(len(windows), len(f.energy)) for name, f in narrow.items()}
-    for row, ids in enumerate(windows):
+    for row, ids in enumerate(windows.to(device)):
 
         def keep(site: Site, gradient: torch.Tensor, row: int = row) -> None:
-            found[site.name][row] = changes_of(narrow[site.name], gradient) / (windows.shape[1] - 1)
+            found[site.name][row] = changes_of(narrow[site.name], gradient).cpu() / (windows.shape[1] - 1)
 
         add_gradients(opened.model, opened.architecture, opened.sites, keep, ids)
         progress(row + 1, len(windows))

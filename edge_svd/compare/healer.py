@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,11 +27,16 @@ class Healer:
         """Healed factors, and what every step cost and gained."""
         if self._made is None:
             assert self.windows is not None
-            model, architecture, windows = self.opened.model, self.opened.architecture, self.windows()
+            model, architecture = self.opened.model, self.opened.architecture
+            windows = self.windows().to(model.device)
             seen, held = split(len(windows))
             patient = Patient(model, architecture, windows[seen], int(self.statistics.key["seed"]))
             self._made = patient, HeldOutKl(model, windows[held], architecture)
         patient, meter = self._made
         with step(f"Healing {title}") as tick:
-            found = heal(name, patient, factors, meter, tick)
-        return found.factors, found.steps
+            found = heal(name, patient, _on(factors, patient.model.device), meter, tick)
+        return _on(found.factors, "cpu"), found.steps
+
+
+def _on(factors: Mapping[str, Factors], device: torch.device | str) -> dict[str, Factors]:
+    return {name: (b.to(device), a.to(device)) for name, (b, a) in factors.items()}

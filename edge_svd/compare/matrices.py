@@ -16,12 +16,14 @@ from edge_svd.architectures import Site
 from edge_svd.calibrate.collect import inner_sites
 from edge_svd.calibrate.statistics import Statistics
 from edge_svd.compare.storage import PIVOTED, PLAIN, break_even, parameters
+from edge_svd.compute_device import compute_device
 from edge_svd.decompose import Factorization
 from edge_svd.decompose.pivots import pivot_factors
 from edge_svd.errors import InputError
 from edge_svd.factored import Factors, factored
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
+from edge_svd.planner.batches import batches
 from edge_svd.planner.by_rule import chosen
 from edge_svd.planner.components import truncation_losses
 from edge_svd.planner.generators import SiteContext
@@ -69,17 +71,15 @@ class Decomposed:
         self.opened, self.statistics, self.method = opened, statistics, method
         self.sites = inner_sites(opened.sites)
         self.factorizations: dict[str, Factorization] = {}
-        for done, (site, found) in enumerate(zip(self.sites, side_by_side(self._decomposed, self.sites), strict=True)):
-            self.factorizations[site.name] = found
-            progress(done + 1, len(self.sites))
+        names = iter([site.name for site in self.sites])
+        for made in batches(self.sites, self._context):
+            for found in side_by_side(_decomposed, made):
+                self.factorizations[next(names)] = found
+                progress(len(self.factorizations), len(self.sites))
 
     def _context(self, site: Site, strategy: str = "uniform") -> SiteContext:
         module = self.opened.model.get_submodule(site.name)
         return context_of(site, module, self.opened.architecture, self.statistics, self.method, strategy)
-
-    def _decomposed(self, site: Site) -> Factorization:
-        with torch.no_grad():
-            return self._context(site).factorization
 
     def priced(self, name: str, changes: Mapping[str, torch.Tensor] | None = None) -> list[Priced]:
         """Every matrix as the allocation of that name prices it; changes: what `component_changes` found."""
@@ -87,7 +87,7 @@ class Decomposed:
 
         def of(site: Site) -> Priced:
             context = self._context(site, name)
-            found = self.factorizations[site.name]
+            found = self.factorizations[site.name].to(compute_device())
             context.__dict__["factorization"] = found
             context.__dict__["changes"] = None if changes is None else changes[site.name]
             with torch.no_grad():
@@ -139,7 +139,7 @@ class Decomposed:
 
         def of(site: Site) -> Factors:
             b, a = (part.double() for part in factors[site.name])
-            b, a = pivot_factors(b, a, self._context(site).c_in)
+            b, a = pivot_factors(b, a, self.statistics.c_in(site))
             return b.float(), a.float()
 
         return {site.name: made for site, made in zip(sites, side_by_side(of, sites), strict=True)}
@@ -155,6 +155,11 @@ class Decomposed:
 
         names = [name for name, kept in choice.kept.items() if kept is not None]
         return dict(zip(names, side_by_side(of, names), strict=True))
+
+
+def _decomposed(made: Callable[[], SiteContext]) -> Factorization:
+    with torch.no_grad():
+        return made().factorization.to("cpu")
 
 
 def field_of(
@@ -192,20 +197,20 @@ def _priced(context: SiteContext, found: Factorization, strategy: Strategy) -> P
     loss = truncation_losses(context, order)
     score = strategy.tail(found, order, loss, context)
     ordered = replace(found, b=found.b[:, order], a=found.a[order])
-    return Priced(order, loss.numpy(), score.numpy(), _signed(context, ordered, strategy))
+    return Priced(order.cpu(), loss.cpu().numpy(), score.cpu().numpy(), _signed(context, ordered, strategy))
 
 
 def _signed(context: SiteContext, found: Factorization, strategy: Strategy) -> NDArray[np.float64] | None:
     """-⟨∂L/∂W, b_r a_r⟩ for every component."""
     if "gradient" not in strategy.needs:
         return None
-    return -changes_of(found, context.gradient).numpy()
+    return -changes_of(found, context.gradient).cpu().numpy()
 
 
 def _between_ranks(context: SiteContext, found: Factorization) -> NDArray[np.float64]:
     """Predicted KL [r + 1] of every rank, measured at a few of them."""
     r = len(found.energy)
     ranks = sorted({round(r * i / GRID) for i in range(GRID)})
-    known = [quadratic(context.weight - found.truncated(rank).float(), context.c_in, context.c_out) for rank in ranks]
+    known = [quadratic(context.matrix - found.truncated(rank).float(), context.c_in, context.c_out) for rank in ranks]
     floor = max(min(known), 1e-12) * 1e-3
     return np.exp(np.interp(np.arange(r + 1), [*ranks, r], np.log([max(loss, floor) for loss in [*known, 0.0]])))

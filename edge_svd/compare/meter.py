@@ -49,7 +49,8 @@ class TextMeter:
         body = self.model.get_submodule(self.architecture.layout.body)
         for first in range(0, len(self.windows), BATCH):
             with torch.inference_mode():
-                hidden = body(input_ids=self.windows[first : first + BATCH], use_cache=False).last_hidden_state
+                ids = self.windows[first : first + BATCH].to(self.model.device)
+                hidden = body(input_ids=ids, use_cache=False).last_hidden_state
                 for row, states in enumerate(hidden[:, :-1].float(), first):
                     for positions in torch.arange(len(states)).split(ROWS):
                         yield row, positions, logits_of(self.model, states[positions], self.architecture)[0]
@@ -59,12 +60,12 @@ class TextMeter:
         total, divergence, compared = 0.0, 0.0, 0
         first = not self.reference
         for block, (row, positions, logits) in enumerate(self._logits()):
-            targets = self.windows[row, positions + 1]
+            targets = self.windows[row, positions + 1].to(logits.device)
             total += float((logits.logsumexp(1) - logits.gather(1, targets[:, None])[:, 0]).sum(dtype=torch.float64))
             q = torch.log_softmax(logits[positions % KL_EVERY == KL_EVERY - 1], dim=-1)
             if first:
-                self.reference.append(q.to(torch.float16))
-            p = self.reference[block].float()
+                self.reference.append(q.to("cpu", torch.float16))
+            p = self.reference[block].to(q.device).float()
             divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
             compared += len(p)
         nll = total / self.windows[:, 1:].numel()

@@ -30,7 +30,7 @@ class FromLayer:
 
     def __init__(self, model: Any, architecture: Architecture, ids: torch.Tensor) -> None:
         """ids: [count, window]."""
-        self.model, self.architecture, self.ids = model, architecture, ids
+        self.model, self.architecture, self.ids = model, architecture, ids.to(model.device)
         self.body = model.get_submodule(architecture.layout.body)
         self.layers = model.get_submodule(architecture.layout.layers)
         self.entering: list[torch.Tensor] = []

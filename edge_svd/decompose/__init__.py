@@ -15,7 +15,16 @@ from edge_svd.decompose import (  # noqa: F401  (each registers itself)
 )
 from edge_svd.decompose.factorization import Factorization
 from edge_svd.decompose.metrics import Measured, Metrics
-from edge_svd.decompose.registry import DECOMPOSITIONS, decompose
+from edge_svd.decompose.registry import DECOMPOSITIONS, decompose, decompose_together
 from edge_svd.decompose.whitening import Whitening, whiten
 
-__all__ = ["DECOMPOSITIONS", "Factorization", "Measured", "Metrics", "Whitening", "decompose", "whiten"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "Factorization",
+    "Measured",
+    "Metrics",
+    "Whitening",
+    "decompose",
+    "decompose_together",
+    "whiten",
+]

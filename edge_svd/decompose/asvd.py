@@ -7,17 +7,17 @@ from typing import ClassVar
 
 import torch
 
-from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix
+from edge_svd.decompose.factorization import Matrix, as_matrix
 from edge_svd.decompose.metrics import Measured, scaling, weights_of
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.two_sided import Sides, TwoSided
 from edge_svd.decompose.whitening import Whitening
 from edge_svd.registry import within
 
 
 @DECOMPOSITIONS.register("asvd")
 @dataclass(frozen=True)
-class Asvd:
+class Asvd(TwoSided):
     """ASVD: least ‖(W - BA) S‖_F, S the mean size of each input to the power `alpha` (0.5).
 
     Yuan et al. 2023 (arXiv 2312.05821), section 3.2: s_j = (mean_t |x_j|)^α; SVD of W diag(s), undone with 1/s. Inputs
@@ -30,7 +30,7 @@ class Asvd:
     def __post_init__(self) -> None:
         within(self.alpha, 0.0, 4.0, "parameter alpha of asvd")
 
-    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+    def sides(self, w: Matrix, site: Measured) -> Sides:
         columns = as_matrix(w, "w").shape[1]
         s = scaling(weights_of(site.magnitude, columns, "magnitude", "asvd")) ** self.alpha
-        return two_sided(w, Whitening(torch.diag(s), torch.diag(1 / s)), None, rank)
+        return Sides(Whitening(torch.diag(s), torch.diag(1 / s)), None)

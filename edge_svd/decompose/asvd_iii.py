@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edge_svd.decompose.factorization import Factorization, Matrix
+from edge_svd.decompose.factorization import Matrix
 from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.two_sided import Sides, TwoSided
 from edge_svd.decompose.whitening import Whitening, spectrum
 
 
 @DECOMPOSITIONS.register("asvd-iii")
 @dataclass(frozen=True)
-class AsvdIii:
+class AsvdIii(TwoSided):
     """ASVD-III: SVD of W P γ, γ² the largest eigenvalue of X Xᵀ = P Λ Pᵀ.
 
     Lu et al. 2025 (NSVD, arXiv 2503.17101), Theorem 4: the loss is at most the sum of the dropped σ². P has orthonormal
@@ -24,7 +24,7 @@ class AsvdIii:
 
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+    def sides(self, w: Matrix, site: Measured) -> Sides:
         values, vectors = spectrum(required(site.moment, "moment", "asvd-iii"), "moment")
         gamma = float(values[0].sqrt()) if len(values) else 0.0
-        return two_sided(w, Whitening(vectors * gamma, vectors.T / gamma if gamma else vectors.T), None, rank)
+        return Sides(Whitening(vectors * gamma, vectors.T / gamma if gamma else vectors.T), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -41,6 +41,12 @@ class Factorization:
         """The first components only: b [m, rank], a [rank, n]."""
         return Factorization(self.b[:, :rank], self.a[:rank], self.energy[:rank], self.added)
 
+    def to(self, device: torch.device | str) -> Factorization:
+        """The same there, and so are those of other ranks."""
+        at = self.of_rank
+        moved = None if at is None else lambda rank: at(rank).to(device)
+        return Factorization(self.b.to(device), self.a.to(device), self.energy.to(device), self.added, moved)
+
     def truncated(self, rank: int) -> torch.Tensor:
         """The matrix [m, n] of that rank."""
         found = self.at(rank)
@@ -54,8 +60,9 @@ def joined(head: Factorization, tail: Factorization) -> Factorization:
 
 
 def as_matrix(value: Matrix, name: str) -> torch.Tensor:
-    """float64 on the CPU. Raises Failure (named) on NaN or infinity, InputError where it is not a non-empty matrix."""
-    matrix = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    """float64, where it is. Raises Failure (named) on NaN or infinity, InputError where it is not a non-empty
+    matrix."""
+    matrix = torch.as_tensor(value).detach().to(torch.float64)
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise InputError(f"The argument {name} must be a matrix with at least one element, not {list(matrix.shape)}.")
     if not bool(torch.isfinite(matrix).all()):
@@ -63,7 +70,10 @@ def as_matrix(value: Matrix, name: str) -> torch.Tensor:
     return matrix
 
 
-def split(matrix: torch.Tensor, rank: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+Split: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def split(matrix: torch.Tensor, rank: int | None = None) -> Split:
     """M [m, n] → u [m, r], v [r, n], energy [r] falling, r = min(m, n), M = u @ v; or the first `rank` of them only.
 
     The basis of the smaller side comes from the Gram matrix (symmetric eigenvectors are orthonormal to machine
@@ -72,16 +82,34 @@ def split(matrix: torch.Tensor, rank: int | None = None) -> tuple[torch.Tensor, 
     A few of a wide matrix are looked for without the others; their loss is within `range_finder.TOLERANCE` of the
     least, for certain.
     """
-    m, n = matrix.shape
-    rank = min(m, n) if rank is None else min(m, n, rank)
-    scale = float(matrix.abs().max())
-    if scale == 0.0:
-        return matrix.new_zeros(m, rank), matrix.new_zeros(rank, n), matrix.new_zeros(rank)
-    unit = matrix / scale  # squares of tiny or huge entries would leave the range of float64
-    left = m <= n
-    gram = unit @ unit.T if left else unit.T @ unit
-    basis = first_directions(gram, rank) if worth_it(m, n, rank) else None
-    basis = eigh(gram)[1] if basis is None else basis
+    return split_together([matrix], rank)[0]
+
+
+def split_together(matrices: Sequence[torch.Tensor], rank: int | None = None) -> list[Split]:
+    """`split` of every matrix; eigenvectors of as many Gram matrices of one width as there are come from one call."""
+    scales = [float(matrix.abs().max()) for matrix in matrices]
+    # Squares of tiny or huge entries would leave the range of float64.
+    units = [matrix / (scale or 1.0) for matrix, scale in zip(matrices, scales, strict=True)]
+    grams = [unit @ unit.T if unit.shape[0] <= unit.shape[1] else unit.T @ unit for unit in units]
+    bases: list[torch.Tensor | None] = [None] * len(units)
+    waiting: dict[int, list[int]] = {}
+    for i, (unit, gram) in enumerate(zip(units, grams, strict=True)):
+        wanted = min(unit.shape) if rank is None else min(*unit.shape, rank)
+        bases[i] = (
+            first_directions(gram, wanted) if worth_it(unit.shape[0], unit.shape[1], wanted) and scales[i] else None
+        )
+        if bases[i] is None:
+            waiting.setdefault(len(gram), []).append(i)
+    for members in waiting.values():
+        for i, vectors in zip(members, eigh(torch.stack([grams[i] for i in members]))[1], strict=True):
+            bases[i] = vectors
+    return [_projected(*part, rank) for part in zip(units, scales, bases, strict=True)]
+
+
+def _projected(unit: torch.Tensor, scale: float, basis: torch.Tensor | None, rank: int | None) -> Split:
+    """The components of scale · unit along a basis of its smaller side, the largest first."""
+    assert basis is not None
+    left = unit.shape[0] <= unit.shape[1]
     other = basis.T @ unit if left else unit @ basis
     energy = other.square().sum(1 if left else 0)
     order = torch.argsort(energy, descending=True, stable=True)[:rank]

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 import torch
 
-from edge_svd.decompose.factorization import Factorization, Matrix, as_matrix
+from edge_svd.decompose.factorization import Matrix, as_matrix
 from edge_svd.decompose.metrics import Measured, scaling, weights_of
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.two_sided import Sides, TwoSided
 from edge_svd.decompose.whitening import Whitening
 
 
 @DECOMPOSITIONS.register("fwsvd")
 @dataclass(frozen=True)
-class Fwsvd:
+class Fwsvd(TwoSided):
     """FWSVD: least ‖D (W - BA)‖_F, D² the Fisher information of each row.
 
     Hsu et al. 2022 (arXiv 2207.00112), eq. 6: SVD of D W, undone with D⁻¹; D² are the row sums of E[(∂L/∂W)²]. Rows of
@@ -25,7 +25,7 @@ class Fwsvd:
 
     needs: ClassVar[tuple[str, ...]] = ("fisher",)
 
-    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+    def sides(self, w: Matrix, site: Measured) -> Sides:
         rows = as_matrix(w, "w").shape[0]
         d = scaling(weights_of(site.fisher, rows, "fisher", "fwsvd").sqrt())
-        return two_sided(w, None, Whitening(torch.diag(d), torch.diag(1 / d)), rank)
+        return Sides(None, Whitening(torch.diag(d), torch.diag(1 / d)))

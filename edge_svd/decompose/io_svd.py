@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edge_svd.decompose.factorization import Factorization, Matrix
+from edge_svd.decompose.factorization import Matrix
 from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.two_sided import Sides, TwoSided
 from edge_svd.decompose.whitening import whiten
 
 # Of the mean diagonal, on both sides. Large enough to hold the fp32 noise of the statistics down and to make Cholesky
@@ -18,7 +18,7 @@ DAMPING = 1e-4
 
 @DECOMPOSITIONS.register("io-svd")
 @dataclass(frozen=True)
-class IoSvd:
+class IoSvd(TwoSided):
     """IO-SVD: least tr(C_out E C_in Eᵀ), twice the predicted KL to the dense model, at every rank.
 
     arXiv 2605.15626, the IO-SVD construction: the SVD of C_out^½ W C_in^½, both sides undone.
@@ -30,6 +30,6 @@ class IoSvd:
     damping: float = DAMPING
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
+    def sides(self, w: Matrix, site: Measured) -> Sides:
         into = whiten(required(site.c_in, "c_in", "io-svd"), self.damping, "c_in")
-        return two_sided(w, into, whiten(required(site.c_out, "c_out", "io-svd"), self.damping, "c_out"), rank)
+        return Sides(into, whiten(required(site.c_out, "c_out", "io-svd"), self.damping, "c_out"))

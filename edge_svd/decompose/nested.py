@@ -33,7 +33,7 @@ class _Nested:
         within(self.share, 0.0, 1.0, "parameter share of a nested decomposition")
 
     def _made(self, w: Matrix, whole: Factorization, residual: Residual) -> Factorization:
-        matrix = as_matrix(w, "w")
+        matrix = as_matrix(w, "w").to(whole.b.device)
 
         @lru_cache(maxsize=2)
         def at(rank: int) -> Factorization:
@@ -58,15 +58,15 @@ def _by_columns(error: torch.Tensor, rank: int) -> Factorization:
     scale = float(error.abs().max())
     if scale == 0.0 or rank == 0:
         return two_sided(0 * error, None, None, rank)
-    _, r, order = scipy.linalg.qr(error.numpy() / scale, mode="economic", pivoting=True)
-    corner = torch.from_numpy(r[:rank])
+    _, r, order = scipy.linalg.qr(error.cpu().numpy() / scale, mode="economic", pivoting=True)
+    corner = torch.from_numpy(r[:rank]).to(error.device)
     known = corner[:, :rank]
     # Past the residual's own rank the pivots are rounding noise, and so would be the coefficients.
     found = int((known.diagonal().abs() > 1e-12 * known[0, 0].abs()).sum())
-    place = torch.from_numpy(order).long()
+    place = torch.from_numpy(order).long().to(error.device)
     a = error.new_zeros(rank, error.shape[1])
     a[:found, place] = torch.linalg.solve_triangular(known[:found, :found], corner[:found], upper=True)
-    b = torch.zeros(len(error), rank, dtype=error.dtype)
+    b = error.new_zeros(len(error), rank)
     b[:, :found] = error[:, place[:found]]
     return Factorization(b, a, b.square().sum(0) * a.square().sum(1))
 

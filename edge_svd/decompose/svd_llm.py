@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from edge_svd.decompose.eigenvectors import eigh
-from edge_svd.decompose.factorization import Factorization, Matrix
+from edge_svd.decompose.factorization import Matrix
 from edge_svd.decompose.metrics import Measured, required
 from edge_svd.decompose.registry import DECOMPOSITIONS
-from edge_svd.decompose.two_sided import two_sided
+from edge_svd.decompose.two_sided import Sides, TwoSided
 from edge_svd.decompose.whitening import CUT, Metric, Whitening, symmetric
 from edge_svd.errors import Failure
 
@@ -22,7 +22,7 @@ mean diagonal means the same for every scale of the activations."""
 
 @DECOMPOSITIONS.register("svd-llm")
 @dataclass(frozen=True)
-class SvdLlm:
+class SvdLlm(TwoSided):
     """SVD-LLM: least ‖(W - BA) X‖_F at every rank by Cholesky; a singular X Xᵀ is damped, and the result says so.
 
     Wang et al. 2025 (SVD-LLM): X Xᵀ = L Lᵀ, the SVD of W L, undone with L⁻¹. Where there is no stable factor, -λ_min +
@@ -33,17 +33,17 @@ class SvdLlm:
     damping: float = 0.0
     needs: ClassVar[tuple[str, ...]] = ("moment",)
 
-    def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
-        return whitened(w, site.moment, self.damping, "svd-llm", rank)
+    def sides(self, w: Matrix, site: Measured) -> Sides:
+        return whitened(site.moment, self.damping, "svd-llm")
 
 
-def whitened(w: Matrix, moment: Metric | None, damping: float, method: str, rank: int | None) -> Factorization:
-    """The SVD of W L, undone with L⁻¹, and what was added to the second moment for L."""
+def whitened(moment: Metric | None, damping: float, method: str) -> Sides:
+    """The second moment's L on the side of the inputs, and what was added for it."""
     found = required(moment, "moment", method)
     if isinstance(found, Whitening):
-        return two_sided(w, found, None, rank)
+        return Sides(found, None)
     whitening, added = _cholesky(found, damping)
-    return replace(two_sided(w, whitening, None, rank), added=added)
+    return Sides(whitening, None, added)
 
 
 def _cholesky(metric: Matrix, damping: float) -> tuple[Whitening, float]:

@@ -70,7 +70,7 @@ def squared_ranges(model: Any, sites: Sequence[Site], windows: torch.Tensor, bod
     handles = [model.get_submodule(site.name).register_forward_pre_hook(watch(site.name)) for site in sites]
     try:
         with torch.no_grad():
-            for ids in windows:
+            for ids in windows.to(model.device):
                 model.get_submodule(body)(input_ids=ids[None], use_cache=False)
     finally:
         for handle in handles:

@@ -20,7 +20,7 @@ class Decomposed(HasGradient, Protocol):
     """A matrix with its statistics and its factors."""
 
     @property
-    def weight(self) -> torch.Tensor: ...
+    def matrix(self) -> torch.Tensor: ...
 
     @property
     def strategy(self) -> Strategy: ...
@@ -37,7 +37,7 @@ class Decomposed(HasGradient, Protocol):
 
 @dataclass(frozen=True)
 class ComponentTable:
-    """Components in the order in which the allocation strategy keeps them.
+    """Components in the order in which the allocation strategy keeps them; all in the processor's memory.
 
     Attributes:
         order: [r] component numbers of the factorization.
@@ -80,7 +80,8 @@ def component_table(context: Decomposed) -> ComponentTable:
     spread = (ca * a).sum(1).clamp_min(0).sqrt() * peak
     weight = (b * cb).sum(0).clamp_min(0) / torch.where(peak > 0, peak, 1.0).square()
     score = context.strategy.tail(f, order, truncation, context)
-    return ComponentTable(order, truncation, score, rounding, coarse, gain, spread, weight)
+    found = (order, truncation, score, rounding, coarse, gain, spread, weight)
+    return ComponentTable(*(part.cpu() for part in found))
 
 
 def truncation_losses(context: Decomposed, order: torch.Tensor) -> torch.Tensor:
@@ -99,7 +100,7 @@ def _truncation(
     # What the factors leave out of W (directions a singular metric cannot see) costs nothing in that metric, but a
     # method with another metric may be asked about it here.
     f = context.factorization
-    base = quadratic(context.weight - (f.b @ f.a).float(), context.c_in, context.c_out)
+    base = quadratic(context.matrix - (f.b @ f.a).float(), context.c_in, context.c_out)
     return torch.cat([tail, tail.new_zeros(1)]) + base
 
 

@@ -57,10 +57,10 @@ def token_losses(
     def seen(site: Site, x: torch.Tensor, g: torch.Tensor) -> None:
         x, g = x.float(), g.float()
         for number, error in enumerate(errors[site.name]):
-            pulls = (g * error.moved(x)).sum(1)
+            pulls = (g * error.to(x.device).moved(x)).sum(1)
             sums[site.name][number] += 0.5 * float(pulls.square().sum(dtype=torch.float64))
 
-    chosen = windows[:FEW_WINDOWS]
+    chosen = windows[:FEW_WINDOWS].to(model.device)
 
     def pull(number: int, states: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
@@ -114,7 +114,8 @@ class Probes:
             self.predicted[rounding, name] = loss
             if len(names) > 1:
                 self.errors[rounding, name] = error
-            weight = error.matrix().neg_().add_(self.model.get_submodule(name).weight.detach())
+            own = self.model.get_submodule(name).weight.detach()
+            weight = error.to(own.device).matrix().neg_().add_(own)
             weights[name] = kept(self.model, weight)
         if weights:
             with replaced(self.model, weights):

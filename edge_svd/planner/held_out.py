@@ -31,8 +31,9 @@ class Measure(Protocol):
 class HeldOutKl:
     """KL(dense ‖ current weights) on a few held-out windows, at every fourth position, in nats per token.
 
-    The layers compute in `precision`, on both sides of the divergence; logits are always fp32. `cache`, set after the
-    dense side is known, makes a transformers cache whose keys and values attention is to read.
+    Computed where the model is. The layers compute in `precision`, on both sides of the divergence; logits are always
+    fp32. `cache`, set after the dense side is known, makes a transformers cache whose keys and values attention is to
+    read.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class HeldOutKl:
 
     def _log_probabilities(self, windows: int = WINDOWS) -> Iterator[torch.Tensor]:
         body = self.model.get_submodule(self.architecture.layout.body)
-        for ids in self.windows[:windows].split(BATCH):
+        device = self.model.device
+        for ids in self.windows[:windows].to(device).split(BATCH):
             with torch.inference_mode():
                 # Every weight is used once: the cache would only keep all of them in bfloat16.
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.half, cache_enabled=False):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.half, cache_enabled=False):
                     hidden = body(input_ids=ids, **self._caching()).last_hidden_state
                 for states in hidden[:, POSITIONS_EVERY - 1 :: POSITIONS_EVERY].float():
                     yield torch.log_softmax(logits_of(self.model, states, self.architecture)[0], dim=-1)
@@ -60,7 +62,7 @@ class HeldOutKl:
         """The divergence with the model's weights as they are now; Failure if it is not finite."""
         total, positions = 0.0, 0
         for dense, current in zip(self.dense[:windows], self._log_probabilities(windows), strict=True):
-            p = dense.float()
+            p = dense.to(current.device).float()
             total += float((p.exp() * (p - current)).sum(dtype=torch.float64))
             positions += len(p)
         if not total < float("inf"):
@@ -75,7 +77,7 @@ def replaced(model: Any, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
     originals = {name: module.weight.data for name, module in modules.items()}
     try:
         for name, module in modules.items():
-            module.weight.data = weights[name]
+            module.weight.data = weights[name].to(originals[name].device)
         yield
     finally:
         for name, module in modules.items():

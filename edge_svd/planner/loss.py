@@ -12,8 +12,8 @@ ROWS = 4096
 
 
 def quadratic(error: torch.Tensor, c_in: torch.Tensor, c_out: torch.Tensor) -> float:
-    """½ tr(C_out E C_in Eᵀ), E [m, n]; products in fp32, the sum in float64."""
-    e = error.float()
+    """½ tr(C_out E C_in Eᵀ), E [m, n]; products in fp32 where the metrics are, the sum in float64."""
+    e = error.to(c_in.device).float()
     return max(0.5 * float(((c_out.float() @ e) * (e @ c_in.float())).sum(dtype=torch.float64)), 0.0)
 
 

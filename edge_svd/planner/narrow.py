@@ -28,6 +28,10 @@ class Narrow:
         rows = level.abs().amax(1, keepdim=True).clamp_min_(1e-30) / INT8_LIMIT
         return cls((level / rows).round_().to(torch.int8), rows[:, 0], columns)
 
+    def to(self, device: torch.device | str) -> Narrow:
+        """The same there."""
+        return Narrow(self.values.to(device), self.rows.to(device), self.columns.to(device))
+
     def matrix(self) -> torch.Tensor:
         """The errors, fp32 [m, n]."""
         return (self.values * self.rows[:, None]).mul_(self.columns)

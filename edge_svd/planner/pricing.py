@@ -15,6 +15,7 @@ from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import measured_activations, squared_ranges
 from edge_svd.planner.activations import input_losses
+from edge_svd.planner.batches import batches
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import (
     SHARE,
@@ -104,8 +105,8 @@ def _cut_off(context: SiteContext, factored: Sequence[Candidate], share: float) 
     nearest = min(factored, key=lambda c: abs(c.bytes - share * dense))
     view = context.at(nearest.format.rank)
     kept, f = view.components.order[: nearest.format.k8], view.factorization
-    error = context.weight - product(round_components(f.b[:, kept], f.a[kept], 8))
-    return quadratic(error, context.c_in, context.c_out), Narrow.of(error)
+    error = context.matrix - product(round_components(f.b[:, kept], f.a[kept], 8))
+    return quadratic(error, context.c_in, context.c_out), Narrow.of(error).to("cpu")
 
 
 def price_alone(
@@ -124,10 +125,11 @@ def price_alone(
 
 def _activation_losses(context: SiteContext) -> dict[int, float]:
     """Of the product that the matrix becomes; zeros for a table that is only looked up in."""
-    w = context.weight
     if not context.roles:
-        share = context.statistics.noise_share(context.site)
-        return input_losses(context.c_in.diagonal(), share * ((context.c_out.float() @ w) * w).sum(0).double())
+        w, share = context.matrix, context.statistics.noise_share(context.site)
+        pulls = share * ((context.c_out.float() @ w) * w).sum(0).double()
+        return input_losses(context.c_in.diagonal().cpu(), pulls.cpu())
+    w = context.weight
     if "head" not in context.roles:
         nothing = torch.zeros(w.shape[1], dtype=torch.float64)
         return input_losses(nothing, nothing)
@@ -158,11 +160,14 @@ def price_all(
     for kind in dict.fromkeys(site.type for site in sites):
         members = [site for site in sites if site.type == kind]
         perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
-        for site, priced in zip(members, side_by_side(lambda s: price(context(s), families), members), strict=True):
-            prices[site.name], activations[site.name] = priced.candidates, priced.activations
-            progress(len(prices), len(sites) + 1)
-            for rounding, (loss, error) in priced.perturbed.items():
-                perturbed[rounding][site.name] = loss, replace(error, values=kept(model, error.values))
+        names = iter([site.name for site in members])
+        for made in batches(members, context):
+            for priced in side_by_side(lambda of: price(of(), families), made):
+                name = next(names)
+                prices[name], activations[name] = priced.candidates, priced.activations
+                progress(len(prices), len(sites) + 1)
+                for rounding, (loss, error) in priced.perturbed.items():
+                    perturbed[rounding][name] = loss, replace(error, values=kept(model, error.values))
         for group in together(members):
             for rounding, errors in perturbed.items():
                 own = {site.name: errors.pop(site.name) for site in group if site.name in errors}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge_svd.allocate import allocation
-from edge_svd.architectures import Site, sites_of
+from edge_svd.architectures import Architecture, Site, sites_of
 from edge_svd.calibrate.statistics import Statistics, cache_key
+from edge_svd.compute_device import computing
 from edge_svd.described import Described
 from edge_svd.errors import InputError
 from edge_svd.files import atomic_write, canonical_json, read_json
@@ -91,9 +93,11 @@ def survey(
     if file is not None and file.exists():
         prices, corrections, activations = _from_json(read_json(file, "price list"))
     else:
-        prices, corrections, activations = price_all(
-            model, architecture, statistics, sites, context, progress, families
-        )
+        # An encoder's measurements are small, and run where its tokenizer puts their inputs.
+        with computing(model) if isinstance(architecture, Architecture) else nullcontext():
+            prices, corrections, activations = price_all(
+                model, architecture, statistics, sites, context, progress, families
+            )
         if file is not None:
             atomic_write(file, _to_json(prices, corrections, activations))
     for family in (kind for kind in RESIDENT_FAMILIES if kind in kinds):

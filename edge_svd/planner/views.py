@@ -28,8 +28,8 @@ def context_of(
 ) -> SiteContext:
     """The generator's view of one matrix of a model; `module` is the one that holds it."""
     roles = embedding_roles(site, architecture)
-    weight = module.weight.detach().float()
-    return SiteContext(site, weight, statistics, method, allocation(strategy_name), roles, lookup_scale(module))
+    source, strategy = module.weight.detach(), allocation(strategy_name)
+    return SiteContext(site, source, statistics, method, strategy, roles, lookup_scale(module))
 
 
 def lookup_scale(module: Any) -> float:

@@ -12,6 +12,7 @@ import torch
 from edge_svd.allocate import Strategy
 from edge_svd.architectures import Site
 from edge_svd.calibrate.statistics import Statistics
+from edge_svd.compute_device import compute_device
 from edge_svd.decompose import Factorization, decompose
 from edge_svd.decompose.pivots import damped
 from edge_svd.planner.candidate import Candidate
@@ -25,9 +26,12 @@ from edge_svd.registry import Registry
 class SiteContext:
     """One matrix with its statistics; everything is computed on first use, in float64.
 
+    Metrics, factors and `matrix` lie on the device that computes (`compute_device`); `weight` and what only a processor
+    works with, which is all error feedback, in its memory.
+
     Attributes:
         site: which matrix.
-        weight: W [m, n] fp32; for tied embeddings the shared matrix [vocabulary, hidden].
+        source: W [m, n] in any floating type, anywhere; for tied embeddings the shared matrix [vocabulary, hidden].
         statistics: of the model that the matrix belongs to.
         method: the decomposition, by its registered name.
         strategy: the allocation strategy that scores components.
@@ -36,7 +40,7 @@ class SiteContext:
     """
 
     site: Site
-    weight: torch.Tensor
+    source: torch.Tensor
     statistics: Statistics
     method: str
     strategy: Strategy
@@ -44,20 +48,29 @@ class SiteContext:
     lookup_scale: float = 1.0
 
     @cached_property
+    def weight(self) -> torch.Tensor:
+        return self.source.cpu().float()
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        device = compute_device()
+        return self.weight if device.type == "cpu" else self.source.to(device).float()
+
+    @cached_property
     def w(self) -> torch.Tensor:
         return self.weight.double()
 
     @cached_property
     def c_in(self) -> torch.Tensor:
-        return self.statistics.c_in(self.site)
+        return self.statistics.c_in(self.site, compute_device())
 
     @cached_property
     def c_out(self) -> torch.Tensor:
-        return self.statistics.c_out(self.site)
+        return self.statistics.c_out(self.site, compute_device())
 
     @cached_property
     def moment(self) -> torch.Tensor:
-        return self.statistics.moment(self.site)
+        return self.statistics.moment(self.site, compute_device())
 
     @property
     def magnitude(self) -> torch.Tensor:
@@ -69,23 +82,23 @@ class SiteContext:
 
     @cached_property
     def damped_in(self) -> torch.Tensor:
-        return damped(self.c_in)
+        return damped(self.c_in.cpu())
 
     @cached_property
     def damped_out(self) -> torch.Tensor:
-        return damped(self.c_out)
+        return damped(self.c_out.cpu())
 
     @cached_property
     def inputs(self) -> InputFactor:
-        return InputFactor.of(self.c_in)
+        return InputFactor.of(self.c_in.cpu())
 
     @cached_property
     def outputs(self) -> UnitFactor:
-        return unit_factor(self.c_out)
+        return unit_factor(self.c_out.cpu())
 
     @cached_property
     def gradient(self) -> torch.Tensor:
-        return self.statistics.gradient(self.site)
+        return self.statistics.gradient(self.site).to(compute_device())
 
     @cached_property
     def changes(self) -> torch.Tensor | None:
@@ -94,7 +107,7 @@ class SiteContext:
 
     @cached_property
     def factorization(self) -> Factorization:
-        return self.decomposed(self.w)
+        return self.decomposed(self.matrix)
 
     def decomposed(self, matrix: torch.Tensor, rank: int | None = None) -> Factorization:
         """A matrix [m, n] in the place of this one, by the same method; its first `rank` components, or all."""

@@ -40,6 +40,6 @@ def rounded(context: SiteContext, fmt: SiteFormat) -> tuple[Blocked, Factors]:
 
     def factors_of(error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found = context.decomposed(error, fmt.k8)
-        return found.b, found.a
+        return found.b.cpu(), found.a.cpu()
 
     return round_corrected(context.weight, context.inputs, context.outputs, factors_of, fmt)

@@ -14,7 +14,7 @@ def _candidate(context: SiteContext, kind: str, bits: int) -> Candidate:
     if context.roles:
         loss = score = _table_loss(context, bits)
     else:
-        error = context.weight - dequantise_rows(*round_rows(context.weight, bits))
+        error = context.matrix - dequantise_rows(*round_rows(context.matrix, bits))
         loss = quadratic(error, context.c_in, context.c_out)
         score = context.strategy.rounding(error, loss, context)
     return Candidate(fmt, weight_bytes(context.site.shape, fmt), loss, score)

@@ -46,7 +46,7 @@ def rounded(context: SiteContext, fmt: SiteFormat) -> Pivoted:
     """The parts that ship in this format."""
     view = context.at(fmt.rank)
     kept, f = view.components.order[: fmt.rank], view.factorization
-    b, a = f.b[:, kept].double(), f.a[kept].double()
+    b, a = f.b[:, kept].double().cpu(), f.a[kept].double().cpu()
     return round_pivoted(context.w, b, a, context.damped_in, context.damped_out, columns=fmt.kind == "column-pivoted")
 
 
