@@ -6,8 +6,7 @@ Each kernel runs the cases of the test suite on the card. Then come tables: its 
 for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
 bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Last, a random
 model of LLaMA-7B's shape and of every depth in --layers is compressed, with the time of each stage
-(`compression_stages.py`; DIR needs 50 GB for 32 layers; prices are made on the processor still, which may take the
-longest). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
+(`compression_stages.py`; DIR needs 50 GB for 32 layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
 """
 
 from __future__ import annotations
