@@ -4,9 +4,10 @@
 
 Each kernel runs the cases of the test suite on the card. Then come tables: its time beside that of plain torch (cuBLAS)
 for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
-bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Last, a random
-model of LLaMA-7B's shape and of every depth in --layers is compressed, with the time of each stage
-(`compression_stages.py`; DIR needs 50 GB for 32 layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
+bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Then decompositions
+together and one by one, and how exact they are (`decompositions.py`). Last, a random model of LLaMA-7B's shape and of
+every depth in --layers is compressed, with the time of each stage (`compression_stages.py`; DIR needs 50 GB for 32
+layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import decompositions  # noqa: E402
 import torch  # noqa: E402
 from compression_stages import METHODS, stages  # noqa: E402
 
@@ -146,6 +148,8 @@ def gathering(card: Card) -> list[Row]:
 
 
 SHAPES = ((4096, 4096), (4096, 11008))
+DECOMPOSED = ("576x576x16", "1536x576x16", "4096x4096x2")
+"""Shapes and how many; the CPU's decomposition that they are held against takes a minute at the largest."""
 
 
 def row_roundings(card: Card) -> list[Row]:
@@ -246,6 +250,11 @@ def main() -> int:
     file = HERE / "results" / f"gpu-{slug}-{today()}.json"
     atomic_write(file, canonical_json(result))
     print(f"\n{file}", flush=True)
+    for shape in DECOMPOSED:
+        row = decompositions.row(*map(int, shape.split("x")))
+        print(row, flush=True)
+        result.setdefault("decompositions", []).append(row)
+        atomic_write(file, canonical_json(result))
     for row in compressions(options.layers, options.folder):
         result.setdefault("compression", []).append(row)
         atomic_write(file, canonical_json(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,13 @@ def test_factors_of_a_group_come_together(
     for of, found in zip(made, alone, strict=True):
         energy = of.__dict__["factorization"].to("cpu").energy
         assert np.allclose(energy.as_subclass(torch.Tensor).numpy(), found.energy.numpy())
+
+
+def test_its_decompositions_are_held_against_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    row = importlib.import_module("decompositions").row
+    with simulated_card():
+        found = row(48, 32, 2)
+        assert compute_device().type == "cuda"
+    assert found["what"] == "2 of 48x32" and abs(found["loss_above_float64"]) < 1e-9
+    assert found["one_by_one_s"] > 0 and found["together_s"] > 0
