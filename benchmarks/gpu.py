@@ -1,13 +1,13 @@
 """Every kernel on a CUDA card: checked, then timed; and a whole compression. Exit 2 without a card.
 
-    python benchmarks/gpu.py [--only KERNEL ...] [--layers 8 16 32] [--folder DIR]
+    python benchmarks/gpu.py [--only KERNEL ...] [--layers [8 16 32]] [--folder DIR]
 
 Each kernel runs the cases of the test suite on the card. Then come tables: its time beside that of plain torch (cuBLAS)
 for the same result, and what share of the card it reaches: of the rate at which the card copies memory, or multiplies
 bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Then decompositions
 together and one by one, and how exact they are (`decompositions.py`). Last, a random model of LLaMA-7B's shape and of
-every depth in --layers is compressed, with the time of each stage (`compression_stages.py`; DIR needs 50 GB for 32
-layers). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
+every depth in --layers (8) is compressed, with the time of each stage (`compression_stages.py`; DIR needs 50 GB for 32
+layers; `--layers` alone leaves it out). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ TABLES: dict[str, Callable[[Card], list[Row]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--layers", type=int, nargs="*", default=[])
+    parser.add_argument("--layers", type=int, nargs="*", default=[8])
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
