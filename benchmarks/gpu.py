@@ -7,7 +7,8 @@ for the same result, and what share of the card it reaches: of the rate at which
 bf16 matrices, both measured first. Times are medians with a cold cache (`triton.testing.do_bench`). Then decompositions
 together and one by one, and how exact they are (`decompositions.py`). Last, a random model of LLaMA-7B's shape and of
 every depth in --layers (8) is compressed, with the time of each stage (`compression_stages.py`; DIR needs 50 GB for 32
-layers; `--layers` alone leaves it out). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as soon as it is.
+layers; `--layers` alone leaves it out). Everything goes to benchmarks/results/gpu-CARD-DATE.json, what is finished as
+soon as it is.
 """
 
 from __future__ import annotations
