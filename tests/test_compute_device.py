@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edge_svd.compute_device import VARIABLE, compute_device
+from edge_svd.compute_device import VARIABLE, compute_device, computing
 from edge_svd.errors import InputError
 
 
@@ -19,3 +19,22 @@ def test_what_cannot_compute_here_is_refused(name: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(VARIABLE, name)
     with pytest.raises(InputError, match="cpu or cuda"):
         compute_device()
+
+
+def test_a_model_goes_back_to_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside another stretch of computing it stays on the card: moving a large model costs seconds."""
+
+    class Moved:
+        device = torch.device("cpu")
+
+        def to(self, device: torch.device) -> None:
+            self.device = torch.device(device)
+
+    monkeypatch.setattr("edge_svd.compute_device.compute_device", lambda: torch.device("cuda"))
+    model = Moved()
+    with computing(model) as outer:
+        with pytest.raises(KeyError), computing(model) as inner:
+            assert outer == inner == model.device == torch.device("cuda")
+            raise KeyError
+        assert model.device.type == "cuda"
+    assert model.device.type == "cpu"
