@@ -23,7 +23,7 @@ from edge_svd.errors import InputError
 from edge_svd.factored import Factors, factored
 from edge_svd.models import OpenedModel
 from edge_svd.parallel import side_by_side
-from edge_svd.planner.batches import batches
+from edge_svd.planner.batches import of_each
 from edge_svd.planner.by_rule import chosen
 from edge_svd.planner.components import truncation_losses
 from edge_svd.planner.generators import SiteContext
@@ -71,11 +71,9 @@ class Decomposed:
         self.opened, self.statistics, self.method = opened, statistics, method
         self.sites = inner_sites(opened.sites)
         self.factorizations: dict[str, Factorization] = {}
-        names = iter([site.name for site in self.sites])
-        for made in batches(self.sites, self._context):
-            for found in side_by_side(_decomposed, made):
-                self.factorizations[next(names)] = found
-                progress(len(self.factorizations), len(self.sites))
+        for site, found in zip(self.sites, of_each(self.sites, self._context, _decomposed), strict=True):
+            self.factorizations[site.name] = found
+            progress(len(self.factorizations), len(self.sites))
 
     def _context(self, site: Site, strategy: str = "uniform") -> SiteContext:
         module = self.opened.model.get_submodule(site.name)
@@ -157,9 +155,9 @@ class Decomposed:
         return dict(zip(names, side_by_side(of, names), strict=True))
 
 
-def _decomposed(made: Callable[[], SiteContext]) -> Factorization:
+def _decomposed(context: SiteContext) -> Factorization:
     with torch.no_grad():
-        return made().factorization.to("cpu")
+        return context.factorization.to("cpu")
 
 
 def field_of(

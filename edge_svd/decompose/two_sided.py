@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,12 +24,12 @@ class Sides:
     added: float = 0.0
 
 
-class TwoSided:
+class TwoSided(ABC):
     """A method that is an SVD between two metrics."""
 
+    @abstractmethod
     def sides(self, w: Matrix, site: Measured) -> Sides:
         """The metrics for a matrix with these statistics; errors as `Decomposition`."""
-        raise NotImplementedError
 
     def __call__(self, w: Matrix, site: Measured, rank: int | None = None) -> Factorization:
         return between([w], [self.sides(w, site)], rank)[0]

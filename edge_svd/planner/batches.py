@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from edge_svd.architectures import Site
 from edge_svd.compute_device import compute_device, free_bytes
 from edge_svd.decompose import decompose, decompose_together
-from edge_svd.parallel import ahead
+from edge_svd.parallel import ahead, side_by_side
 from edge_svd.planner.generators import SiteContext
 
 SHARE = 4
@@ -20,6 +21,16 @@ as much again."""
 Made = Callable[[], SiteContext]
 """Gives a matrix's context. It is let go with the last look at it, so that those of a whole model never exist at once.
 """
+
+Result = TypeVar("Result")
+
+
+def of_each(
+    sites: Sequence[Site], context: Callable[[Site], SiteContext], work: Callable[[SiteContext], Result]
+) -> Iterator[Result]:
+    """`work` of every site's context, in order, as many side by side as there are threads."""
+    for made in batches(sites, context):
+        yield from side_by_side(lambda of: work(of()), made)
 
 
 def batches(sites: Sequence[Site], context: Callable[[Site], SiteContext]) -> Iterator[list[Made]]:

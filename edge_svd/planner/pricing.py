@@ -15,7 +15,7 @@ from edge_svd.formats import SiteFormat, weight_bytes
 from edge_svd.parallel import side_by_side
 from edge_svd.planner.activation_probe import measured_activations, squared_ranges
 from edge_svd.planner.activations import input_losses
-from edge_svd.planner.batches import batches
+from edge_svd.planner.batches import of_each
 from edge_svd.planner.candidate import Candidate
 from edge_svd.planner.correction import (
     SHARE,
@@ -160,14 +160,12 @@ def price_all(
     for kind in dict.fromkeys(site.type for site in sites):
         members = [site for site in sites if site.type == kind]
         perturbed: dict[str, dict[str, Perturbed]] = {rounding: {} for rounding in ROUNDINGS}
-        names = iter([site.name for site in members])
-        for made in batches(members, context):
-            for priced in side_by_side(lambda of: price(of(), families), made):
-                name = next(names)
-                prices[name], activations[name] = priced.candidates, priced.activations
-                progress(len(prices), len(sites) + 1)
-                for rounding, (loss, error) in priced.perturbed.items():
-                    perturbed[rounding][name] = loss, replace(error, values=kept(model, error.values))
+        found = of_each(members, context, lambda of: price(of, families))
+        for site, priced in zip(members, found, strict=True):
+            prices[site.name], activations[site.name] = priced.candidates, priced.activations
+            progress(len(prices), len(sites) + 1)
+            for rounding, (loss, error) in priced.perturbed.items():
+                perturbed[rounding][site.name] = loss, replace(error, values=kept(model, error.values))
         for group in together(members):
             for rounding, errors in perturbed.items():
                 own = {site.name: errors.pop(site.name) for site in group if site.name in errors}
